@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -113,7 +113,9 @@ class TrainConfig(Section):
 
 
 class EvalConfig(Section):
-    samples: int | Literal["all"] = Field("all", description="test rows whose replies are generated and scored")
+    samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all", description="test rows whose replies are generated and scored"
+    )
     batch_size: int = Field(16, ge=1, description="rows in one generation batch")
     bootstrap: int = Field(1000, ge=100, description="resamples behind the 95 % intervals")
 
@@ -152,7 +154,8 @@ def iterate_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iter
             yield f"{prefix}{name}", field.description or "", field.default
 
 
-FIELD_NAMES = tuple(name for name, _, _ in iterate_fields())
+DEFAULTS = {name: default for name, _, default in iterate_fields()}
+FIELD_NAMES = tuple(DEFAULTS)
 
 
 def recipe_names() -> list[str]:
@@ -173,7 +176,7 @@ def resolve(recipe: str, flags: dict[str, Any]) -> tuple[RunConfig, dict[str, st
         UserError: with every unknown key and every bad value at once.
     """
     tree = _read_recipe(recipe)
-    sources = {name: "default" for name in FIELD_NAMES}
+    sources = dict.fromkeys(FIELD_NAMES, "default")
     unknown = []
     given = dict(_flatten(tree))
     merged: dict[str, Any] = {}
@@ -186,7 +189,7 @@ def resolve(recipe: str, flags: dict[str, Any]) -> tuple[RunConfig, dict[str, st
     for name, value in flags.items():
         if name in sources:
             sources[name] = f"flag --{name}"
-            _assign(merged, name, None if value in ("none", "null") and name != "train.report_to" else value)
+            _assign(merged, name, _from_flag(name, value))
         else:
             unknown.append((name, "flag"))
     problems = [f"unknown setting {name!r} ({where}){_nearest(name)}" for name, where in unknown]
@@ -197,6 +200,16 @@ def resolve(recipe: str, flags: dict[str, Any]) -> tuple[RunConfig, dict[str, st
     if problems:
         raise UserError("\n  ".join(problems), "Every setting with its meaning: python train.py --help")
     return config, sources
+
+
+def _from_flag(name: str, value: Any) -> Any:
+    """A flag's text as the field takes it: "none" where None is allowed, "a,b" for a list; pydantic does the rest."""
+    default = DEFAULTS[name]
+    if default is None and value in ("none", "null"):
+        return None
+    if isinstance(default, tuple) and isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return value
 
 
 def _read_recipe(recipe: str) -> dict:
@@ -264,7 +277,11 @@ def to_yaml(config: RunConfig, sources: dict[str, str]) -> str:
         for part in name.split("."):
             value = getattr(value, part)
         value = list(value) if isinstance(value, tuple) else value
-        text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000)
+        # Only double quotes hold line breaks, U+0085 and their like on one line.
+        style = None if "".join(value if isinstance(value, list) else str(value)).isprintable() else '"'
+        text = yaml.safe_dump(
+            value, allow_unicode=True, default_flow_style=True, default_style=style, width=float("inf")
+        )
         text = text.removesuffix("\n").removesuffix("\n...")
         lines.append(f"{'  ' if head else ''}{tail}: {text}  # {sources[name]}")
     return "\n".join(lines) + "\n"

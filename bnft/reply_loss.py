@@ -78,21 +78,6 @@ def reply_log_likelihoods(model, input_ids, labels, **inputs):
     scored = labels[:, 1:] != IGNORED
     with _no_head(model) as head:
         hidden = model(input_ids=input_ids, use_cache=False, **inputs).logits
-    if head.weight.requires_grad or getattr(head, "bias", None) is not None:
+    if getattr(head, "bias", None) is not None or (head.weight.requires_grad and torch.is_grad_enabled()):
         raise ValueError("the output head must be frozen and without bias")
     return _HeadLogLikelihood.apply(hidden[:, :-1][scored], head.weight, labels[:, 1:][scored])
-
-
-def reply_loss_trainer():
-    """An SFTTrainer whose loss is computed here."""
-    from trl import SFTTrainer
-
-    class ReplyLossTrainer(SFTTrainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            inputs = {name: value for name, value in inputs.items() if name != "seq_lengths"}
-            log_likelihoods = reply_log_likelihoods(self.accelerator.unwrap_model(model), **inputs)
-            count = len(log_likelihoods) if num_items_in_batch is None else num_items_in_batch
-            loss = -log_likelihoods.sum() / count
-            return (loss, {}) if return_outputs else loss
-
-    return ReplyLossTrainer

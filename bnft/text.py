@@ -48,6 +48,7 @@ _PUNCTUATION = regex.compile(rf"[\p{{P}}{regex.escape(string.punctuation)}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]")
 _CLUSTER = regex.compile(r"\X")
 _LETTER = regex.compile(r"[\p{L}\p{M}]")
+_TORN_TAIL = regex.compile(r"[\uFFFD\u09CD\u200C\u200D\s]+\Z")
 _SENTENCE_END = regex.compile(r"[।॥৷.?!…][\p{Pe}\p{Pf}\"']*\s*\Z")
 _BENGALI_LETTER = regex.compile(r"(?=\p{Bengali})[\p{L}\p{M}]")
 
@@ -110,3 +111,8 @@ def ends_sentence(s: str) -> bool:
 def has_replacement_char(s: str) -> bool:
     """Whether U+FFFD shows that bytes were lost in decoding."""
     return "\ufffd" in s
+
+
+def drop_torn_tail(s: str) -> str:
+    """A text that was stopped from outside, without what the stop tore: half a character, a hasanta, a joiner."""
+    return _TORN_TAIL.sub("", s)

@@ -31,6 +31,7 @@ class TrainingResult:
         history: the trainer's log lines, each with `step` and `loss` or `eval_loss`.
         seconds: wall-clock time of the training loop.
         stopped_by: "" when all steps were done, else "time limit".
+        tokens: token counts of the conversations of each split.
     """
 
     history: list[dict]
@@ -149,9 +150,9 @@ class LLAMAFineTuner:
 
     def _trainer(self, datasets: dict, folder: Path, callback):
         import torch
-        from trl import SFTConfig, SFTTrainer
+        from trl import SFTConfig
 
-        from bnft.reply_loss import reply_loss_trainer
+        from bnft.trainer import LengthGroupedTrainer, ReplyLossTrainer
 
         train = self.config.train
         on_gpu = torch.cuda.is_available()
@@ -178,18 +179,18 @@ class LLAMAFineTuner:
             metric_for_best_model="eval_loss",
             greater_is_better=False,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # on, it would log 0 for a loss that is no number
             fp16=on_gpu and dtype == "float16",  # both are set: left alone, TRL turns bf16 on
             bf16=on_gpu and dtype == "bfloat16",
             use_cpu=not on_gpu,
             gradient_checkpointing=train.gradient_checkpointing != "none",
             max_length=self.config.model.max_seq_length,
-            train_sampling_strategy="group_by_length",
             seed=self.config.seed,
             data_seed=self.config.seed,
             report_to=train.report_to,
             dataloader_pin_memory=on_gpu,
         )
-        trainer = SFTTrainer if on_gpu else reply_loss_trainer()
+        trainer = LengthGroupedTrainer if on_gpu else ReplyLossTrainer
         return trainer(
             model=self.model,
             args=arguments,

@@ -1,0 +1,175 @@
+"""`Evaluator`: held-out conversations -> likelihoods and replies -> scores, base beside tuned on one loaded model.
+
+Every reply of a conversation is one row, judged with all that was said before it. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from bnft.config import RunConfig
+from bnft.errors import UserError
+from bnft.generation import Generated, generate_all
+from bnft.metrics import Comparison, Likelihood, Reply, Score, compare, score_likelihood, score_replies
+from bnft.prompts import IGNORED, encode, encode_prompt, end_token_ids, with_system
+
+
+@dataclass(frozen=True)
+class Row:
+    """One exchange of the test split: what was said before, and the reply that a person wrote."""
+
+    id: str
+    messages: tuple[dict, ...]
+    reference: str
+
+    @property
+    def question(self) -> str:
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One system on the test split."""
+
+    scores: dict[str, Score]
+    replies: list[Generated]
+
+
+def rows_of(conversations: Sequence) -> list[Row]:
+    """The exchanges of conversations (objects with `id` and `messages`), in order."""
+    return [
+        Row(f"{c.id}-{i // 2 + 1}", tuple(c.messages[:i]), message["content"])
+        for c in conversations
+        for i, message in enumerate(c.messages)
+        if message["role"] == "assistant"
+    ]
+
+
+def choose_rows(rows: Sequence[Row], samples: int | str, seed: int) -> list[Row]:
+    """All rows, or a seeded sample of them in their order."""
+    if samples == "all" or samples >= len(rows):
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), samples))]
+
+
+class Evaluator:
+    """Scores a model on conversations.
+
+    Args:
+        model, tokenizer: as `LLAMAFineTuner` or `bnft.models` give them; with an adapter for base against tuned.
+        config: the run's settings; prompt, decoding and sample size come from it.
+        progress: called with the stage's name and the rows done and in all.
+    """
+
+    def __init__(self, model, tokenizer, config: RunConfig, progress: Callable[[str, int, int], None] | None = None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.progress = progress or (lambda stage, done, total: None)
+
+    def evaluate(self, conversations: Sequence, name: str = "model") -> Evaluation:
+        """Likelihood of all rows, replies to the chosen ones.
+
+        Raises:
+            UserError: there is no row to evaluate.
+        """
+        if not conversations:
+            raise UserError("the test split is empty", "Use more data, or a larger --data.test_fraction.")
+        self.model.eval()
+        how = {"bootstrap": self.config.eval.bootstrap, "seed": self.config.seed}
+        scores = score_likelihood(self.likelihoods(conversations, name), **how)
+        rows = choose_rows(rows_of(conversations), self.config.eval.samples, self.config.seed)
+        replies = self.generate(rows, name)
+        judged = [Reply(text=r.text, tokens=r.tokens, ended=r.ended) for r in replies]
+        scores |= score_replies(judged, [row.reference for row in rows], **how)
+        return Evaluation(scores, replies)
+
+    def evaluate_pair(self, conversations: Sequence) -> tuple[Evaluation, Evaluation, dict[str, Comparison]]:
+        """The base (adapter off), then the tuned model (adapter on), and the paired comparison."""
+        disable = getattr(self.model, "disable_adapter", nullcontext)
+        with disable():
+            base = self.evaluate(conversations, "base")
+        tuned = self.evaluate(conversations, "tuned")
+        return base, tuned, compare(base.scores, tuned.scores)
+
+    def likelihoods(self, conversations: Sequence, name: str = "model") -> list[Likelihood]:
+        """One value a reply, over its tokens alone: no template, no end-of-turn token, nothing cut off."""
+        import torch
+
+        from bnft.reply_loss import reply_log_likelihoods
+
+        done, total = 0, sum(len(c.messages) // 2 for c in conversations)
+        by_row: dict[tuple[int, int], Likelihood] = {}
+        lengths = [sum(len(m["content"]) for m in c.messages) for c in conversations]
+        order = sorted(range(len(conversations)), key=lengths.__getitem__)
+        size = max(1, self.config.eval.batch_size // 4)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            encoded = [encode(self.tokenizer, self._messages(conversations[i].messages)) for i in chosen]
+            with torch.inference_mode():
+                values = reply_log_likelihoods(self.model, **_padded(encoded, self.tokenizer, self.model.device))
+            values = values.double().tolist()
+            for i, row in zip(chosen, encoded, strict=True):
+                replies = [m["content"].strip() for m in conversations[i].messages if m["role"] == "assistant"]
+                for turn, (text, length) in enumerate(zip(replies, _reply_lengths(row.labels), strict=True)):
+                    nats = -sum(values[: length - 1])  # the last one is the end token
+                    values = values[length:]
+                    by_row[i, turn] = Likelihood.of_reply(text, nats=nats, tokens=length - 1)
+                    done += 1
+            self.progress(f"{name}: likelihood", done, total)
+        return [by_row[key] for key in sorted(by_row)]
+
+    def generate(self, rows: Sequence[Row], name: str = "model") -> list[Generated]:
+        """Greedy replies to the rows, in their order."""
+        done = 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress(f"{name}: replies", done, len(rows))
+
+        self.progress(f"{name}: replies", 0, len(rows))
+        return generate_all(
+            self.model,
+            self.tokenizer,
+            [encode_prompt(self.tokenizer, self._messages(row.messages)) for row in rows],
+            end_token_ids(self.tokenizer),
+            self.config.generation.max_new_tokens,
+            self.config.eval.batch_size,
+            self.config.generation.repetition_penalty,
+            tell,
+        )
+
+    def _messages(self, messages: Sequence[dict]) -> list[dict]:
+        return with_system(messages, self.config.data.system_prompt)
+
+
+def _reply_lengths(labels: Sequence[int]) -> list[int]:
+    """Lengths of the runs of labelled tokens: one a reply, its end token included."""
+    lengths = []
+    before = IGNORED
+    for label in labels:
+        if label != IGNORED:
+            if before == IGNORED:
+                lengths.append(0)
+            lengths[-1] += 1
+        before = label
+    return lengths
+
+
+def _padded(encoded: Sequence, tokenizer, device) -> dict:
+    import torch
+
+    width = max(len(row.input_ids) for row in encoded)
+
+    def tensor(rows, fill):
+        return torch.tensor([list(row) + [fill] * (width - len(row)) for row in rows], device=device)
+
+    return {
+        "input_ids": tensor([row.input_ids for row in encoded], tokenizer.pad_token_id),
+        "labels": tensor([row.labels for row in encoded], IGNORED),
+        "attention_mask": tensor([[1] * len(row.input_ids) for row in encoded], 0),
+    }

@@ -1,0 +1,85 @@
+"""Command lines: the short flags of the contract, and `--section.field value` for every setting.
+
+Turns arguments into the recipe's name, dotted settings and the rest; explains every setting in `--help`. Knows
+nothing about what the settings do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from dataclasses import dataclass
+
+from bnft.config import FIELD_NAMES, iterate_fields
+from bnft.errors import UserError
+
+# Short flags of train.py that are another spelling of a setting.
+SHORT = {
+    "--data": "data.path",
+    "--model": "model.name",
+    "--strategy": "train.strategy",
+    "--parallel": "train.parallel",
+    "--max-steps": "train.max_steps",
+    "--max-minutes": "train.max_minutes",
+    "--eval-samples": "eval.samples",
+    "--seed": "seed",
+    "--report-to": "train.report_to",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are `UserError`s, and which never guesses a flag from its beginning."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str):
+        raise UserError(message, f"Every flag with its meaning: python {self.prog} --help")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A parsed command line: argparse's own values, and the settings by dotted name."""
+
+    own: argparse.Namespace
+    settings: dict[str, str]
+
+
+def add_setting_flags(parser: Parser) -> None:
+    """Adds the short flags, with the descriptions and defaults of the settings that they stand for."""
+    fields = {name: (description, default) for name, description, default in iterate_fields()}
+    group = parser.add_argument_group("settings used most")
+    for flag, name in SHORT.items():
+        group.add_argument(flag, dest=name, metavar=name.rsplit(".", 1)[-1].upper(), help=fields[name][0])
+    width = max(len(name) for name in FIELD_NAMES) + 4
+    lines = [f"  --{name:<{width}}{description} [{default}]" for name, (description, default) in fields.items()]
+    parser.epilog = "all settings, with the defaults that a recipe may override:\n" + "\n".join(lines)
+
+
+def parse(parser: Parser, argv: list[str] | None) -> Arguments:
+    """Parses known flags and `--section.field value` or `--section.field=value`.
+
+    Raises:
+        UserError: an unknown flag, with the nearest known one.
+    """
+    own, rest = parser.parse_known_args(argv)
+    values = vars(own)
+    settings = {name: values.pop(name) for name in SHORT.values() if values.get(name) is not None}
+    for name in SHORT.values():
+        values.pop(name, None)
+    known = [*(f"--{name}" for name in FIELD_NAMES), *(o for a in parser._actions for o in a.option_strings)]
+    position = 0
+    while position < len(rest):
+        flag, joined, value = rest[position].partition("=")
+        position += 1
+        if not flag.startswith("--") or flag.removeprefix("--") not in FIELD_NAMES:
+            close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+            nearest = f"; nearest: {close[0]}" if close else ""
+            raise UserError(f"unknown argument {flag!r}{nearest}", f"python {parser.prog} --help lists all.")
+        if not joined:
+            if position == len(rest) or rest[position].partition("=")[0] in known:
+                raise UserError(f"{flag} needs a value", f"python {parser.prog} --help says which.")
+            value = rest[position]
+            position += 1
+        settings[flag.removeprefix("--")] = value
+    return Arguments(own, settings)

@@ -1,0 +1,84 @@
+"""What many tests need: the tiny Llama, the embedded Gemma, and a dozen made-up conversations."""
+
+import copy
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import by huggingface_hub: no test asks the network
+
+import pytest
+
+from bnft.config import ModelConfig
+from bnft.data import Conversation
+from bnft.models import find_model, load_model, load_tokenizer
+
+SINGLES = (
+    ("কাল পরীক্ষা, খুব ভয় লাগছে।", "পরীক্ষার আগে ভয় লাগাটা স্বাভাবিক। কোন বিষয়টা নিয়ে বেশি ভাবছেন?"),
+    ("চাকরিটা চলে গেল আজ।", "এটা বড় একটা ধাক্কা। আজ আপনার মনটা কেমন আছে?"),
+    ("মা অসুস্থ, ঘুমাতে পারি না।", "মায়ের চিন্তায় ঘুম না আসা খুব কষ্টের। পাশে কেউ আছেন?"),
+    ("বন্ধুরা আর ডাকে না।", "একা হয়ে যাওয়ার কষ্টটা বুঝতে পারছি। কবে থেকে এমন লাগছে?"),
+    ("আজ ভর্তি হয়েছি বিশ্ববিদ্যালয়ে!", "কী আনন্দের খবর! এত দিনের পরিশ্রমের ফল পেলেন।"),
+    ("টাকার অভাবে সংসার চলছে না।", "প্রতিদিনের এই হিসাব খুব ক্লান্ত করে। কোন খরচটা সবচেয়ে ভারী?"),
+    ("রাগ সামলাতে পারি না।", "রাগের পরে খারাপ লাগে, তাই না? শেষ কবে এমন হলো?"),
+    ("বিয়ের জন্য সবাই চাপ দিচ্ছে।", "নিজের সিদ্ধান্তে এত চাপ পেলে দম বন্ধ লাগে। আপনি কী চান?"),
+)
+TALKS = (
+    (("মন ভালো নেই।", "কী হয়েছে, বলবেন?"), ("জানি না, এমনিই।", "না জানলেও চলে। আমি শুনছি।")),
+    (("দাদু চলে গেলেন।", "খুব দুঃখের কথা। তিনি কেমন মানুষ ছিলেন?"), ("গল্প বলতেন।", "সেই গল্পগুলো আপনার সঙ্গে আছে।")),
+    (("বিদেশে একা লাগে।", "দূরে থাকাটা কঠিন।"), ("হ্যাঁ।", "কার কথা বেশি মনে পড়ে?"), ("মায়ের।", "মাকে আজ ফোন করবেন?")),
+    (("ami khub tired.", "সারা দিনের ক্লান্তি জমেছে, তাই না?"), ("hmm", "আজ একটু বিশ্রাম নিন।")),
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "embedded" in item.fixturenames:  # loads Gemma 3 270M, and the first time converts it
+            item.add_marker("slow")
+
+
+@pytest.fixture(scope="session")
+def conversations():
+    """Twelve: eight single questions, then four talks of two or three turns."""
+    made = []
+    for number, exchanges in enumerate([*((single,) for single in SINGLES), *TALKS]):
+        messages = tuple(
+            {"role": role, "content": text}
+            for exchange in exchanges
+            for role, text in zip(("user", "assistant"), exchange, strict=True)
+        )
+        made.append(Conversation(f"{number:012x}", "মন", messages, f"{number:012x}", (number + 1,)))
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The tiny random Llama as a `ModelSource`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BNFT_CACHE", str(tmp_path_factory.mktemp("cache")))  # made in a second, never an old one
+        return find_model("smoke", announce=lambda text: None)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny):
+    return load_tokenizer(tiny)
+
+
+@pytest.fixture(scope="session")
+def _loaded_tiny_model(tiny):
+    return load_model(tiny, ModelConfig(dtype="float32"))
+
+
+@pytest.fixture
+def tiny_model(_loaded_tiny_model):
+    """A fresh copy, in float32: change it as you like."""
+    return copy.deepcopy(_loaded_tiny_model)
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """Gemma 3 270M as a `ModelSource`, from the user's real cache."""
+    return find_model("embedded", announce=lambda text: None)
+
+
+@pytest.fixture(scope="session")
+def embedded_tokenizer(embedded):
+    return load_tokenizer(embedded)

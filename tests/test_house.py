@@ -1,0 +1,148 @@
+"""The plan of the house, held to: who may import whom, how large a room is, what starts fast, what nobody writes."""
+
+import ast
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bnft.config import REPOSITORY
+
+# Imports point down, or sideways within L0 to L2. The pipeline composes the L3 rooms, as the entry scripts do.
+LAYERS = {
+    0: {"errors", "config", "text", "flags"},
+    1: {"prompts", "safety", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
+    | {"metrics", "metric_modules", "plan", "progress", "plots"},
+    2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "reply_loss", "trainer", "merge"},
+    3: {"training", "evaluation", "chat", "card", "hub", "ui"},
+    4: {"pipeline"},
+}
+LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
+HEAVY = ("torch", "transformers", "gradio", "peft", "trl", "datasets", "bitsandbytes")
+
+FILES = sorted([*REPOSITORY.glob("*.py"), *(REPOSITORY / "bnft").rglob("*.py")])
+ROOMS = [file for file in FILES if file.parent.name == "bnft" and file.stem != "__init__"]
+every_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(REPOSITORY)))
+every_room = pytest.mark.parametrize("file", ROOMS, ids=lambda file: file.stem)
+
+
+def tree_of(file):
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def rooms_imported(tree):
+    """Rooms of this package that a module imports, at its top or inside a function."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"bnft.{alias.name}" for alias in node.names] if node.module == "bnft" else [node.module]
+        for name in names:
+            package, _, room = name.partition(".")
+            if package == "bnft" and room and not room.startswith("__"):
+                yield room.split(".")[0]
+
+
+@every_room
+def test_a_room_has_its_place(file):
+    assert file.stem in LAYER, "say in LAYERS, and in the map of README, on which floor this room is"
+
+
+@every_room
+def test_imports_point_down(file):
+    own = LAYER[file.stem]
+    for room in rooms_imported(tree_of(file)):
+        other = LAYER[room]
+        assert other < own or (other == own and own <= 2), f"{file.stem} (L{own}) imports {room} (L{other})"
+
+
+def test_the_parts_below_a_room_import_nothing_above_it():
+    for file in FILES:
+        if "metric_modules" in file.parts:
+            for room in rooms_imported(tree_of(file)):
+                assert LAYER[room] <= LAYER["metric_modules"]
+
+
+def test_imports_are_absolute():
+    for file in FILES:
+        for node in ast.walk(tree_of(file)):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{file}:{node.lineno}"
+
+
+@every_file
+def test_a_room_and_a_function_stay_small(file):
+    limit = 150 if file.parent == REPOSITORY else 300
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= limit
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{node.name} at line {node.lineno} has {length} lines"
+
+
+@every_room
+def test_a_room_says_what_it_does(file):
+    assert ast.get_docstring(tree_of(file))
+
+
+@every_file
+def test_no_net_that_catches_everything(file):
+    """A handler for everything hides bugs; `except BaseException` is for cleaning up, and raises again."""
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            names = {getattr(one, "id", None) for one in caught}
+            assert node.type is not None, f"bare except at line {node.lineno}"
+            assert "Exception" not in names, f"except Exception at line {node.lineno}"
+            if "BaseException" in names:
+                last = node.body[-1]
+                assert isinstance(last, ast.Raise), f"line {node.lineno}"
+                assert last.exc is None, f"line {node.lineno}"
+
+
+@every_file
+def test_no_code_of_a_model_and_no_pickle(file):
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert isinstance(node.value, ast.Constant), node.value.lineno
+            assert node.value.value is False, node.value.lineno
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called = f"{getattr(node.func.value, 'id', '')}.{node.func.attr}"
+            assert called not in ("torch.load", "pickle.load", "pickle.loads"), f"{called} at line {node.lineno}"
+
+
+def imported_by(code):
+    """Names in sys.modules after `code` in a fresh interpreter."""
+    code = f"import sys\n{code}\nprint(chr(10) + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rsplit("\n", 2)[-2].split())
+
+
+def test_the_lower_floors_import_no_heavy_library():
+    rooms = [file.stem for file in ROOMS if LAYER[file.stem] <= 1]
+    assert len(rooms) > 10
+    loaded = imported_by("\n".join(f"import bnft.{room}" for room in rooms))
+    assert loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("script", [file.name for file in FILES if file.parent == REPOSITORY])
+def test_help_answers_at_once_and_imports_no_heavy_library(script):
+    code = (
+        f"sys.argv = [{script!r}, '--help']\nimport runpy\n"
+        f"try: runpy.run_path({script!r}, run_name='__main__')\nexcept SystemExit as end: assert not end.code"
+    )
+    assert imported_by(code).isdisjoint(HEAVY)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "--help" in done.stdout
+    assert time.monotonic() - started < 10  # 1.5 s on an idle machine; a busy one gets more
+
+
+def test_every_script_of_the_top_level_is_one_of_the_three_doors():
+    assert {file.name for file in FILES if file.parent == REPOSITORY} <= {"train.py", "publish.py", "app.py"}

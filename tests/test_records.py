@@ -1,0 +1,287 @@
+"""The run directory: whole files or none, no run over another, nothing lost, nothing secret."""
+
+import csv
+import getpass
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bnft.config import REPOSITORY
+from bnft.data import SPLITS
+from bnft.errors import UserError
+from bnft.records import (
+    EXPERIMENTS,
+    RunDirectory,
+    append_experiment,
+    environment,
+    read_json,
+    write_atomically,
+    write_json,
+)
+
+
+def python(code, *arguments):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=REPOSITORY)
+
+
+# Whole or not at all
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    write_atomically(path, "পুরোনো")
+    write_atomically(path, "নতুন\r\n")
+    assert path.read_bytes() == "নতুন\r\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path, moment):
+    path = tmp_path / "metrics.json"
+    write_atomically(path, "old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from bnft.records import write_atomically\n"
+        f"os.{moment} = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(Path(sys.argv[1]), 'new' * 100_000)"
+    )
+    assert python(code, path).wait(60) == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_an_error_in_the_middle_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_json(path, {"ক": 1})
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"ক": 2})
+    assert read_json(path) == {"ক": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_number_that_is_none_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
+def test_a_missing_or_damaged_json_file(tmp_path, content):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*run\.json"):
+        read_json(path)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "laptop-2026-11-21T231700Z", "r_16", "প্রথম রান", "ক্ষুদ্র_পরীক্ষা-২", "v1.2+x", "ড়" * 30]
+)
+def test_a_good_name_makes_a_folder(tmp_path, name):
+    run = RunDirectory.create(tmp_path / "out" / "puts", name)
+    assert run.folder == tmp_path / "out" / "puts" / name
+    assert list(run.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "../x", "a/b", "a\\b", "/etc", "latest", " a", "-rf", ".hidden"),
+        *("a\nb", "a\0b", "a:b", "a*", "x" * 101, "ক" * 90),
+    ],
+)
+def test_a_bad_name_makes_nothing(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be a folder name"):
+        RunDirectory.create(tmp_path / "outputs", name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_is_refused_and_left_alone(tmp_path):
+    RunDirectory.create(tmp_path, "a").path("metrics.json").write_text("mine")
+    with pytest.raises(UserError, match="exists already") as caught:
+        RunDirectory.create(tmp_path, "a")
+    assert f"--resume {tmp_path / 'a'}" in caught.value.hint
+    assert (tmp_path / "a" / "metrics.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_an_output_folder_that_is_a_file(tmp_path, inside):
+    file = tmp_path / "outputs"
+    file.write_text("mine")
+    with pytest.raises(UserError, match="cannot write to"):  # once: "the run exists already"
+        RunDirectory.create(file / inside, "a")
+    assert file.read_text() == "mine"
+
+
+def test_a_folder_that_is_no_run_names_those_beside_it(tmp_path):
+    RunDirectory.create(tmp_path, "one").path("config.yaml").write_text("")
+    with pytest.raises(UserError, match=r"no config\.yaml in it") as caught:
+        RunDirectory.open(tmp_path / "two")
+    assert "one" in caught.value.hint
+    assert RunDirectory.open(tmp_path / "one").folder == tmp_path / "one"
+
+
+def test_latest_names_the_newest_and_opens_as_its_own_folder(tmp_path):
+    for name in ("a", "b"):
+        run = RunDirectory.create(tmp_path, name)
+        run.path("config.yaml").write_text("")
+        run.mark_latest()
+    assert RunDirectory.open(tmp_path / "latest").folder == (tmp_path / "b").resolve()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "b", "latest"]
+
+
+def test_a_folder_of_the_users_called_latest_is_left_alone(tmp_path):
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "mine").touch()
+    RunDirectory.create(tmp_path, "a").mark_latest()
+    assert (tmp_path / "latest" / "mine").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a", "latest"]
+
+
+@pytest.mark.parametrize("kept", ["", "checkpoints", "lora_model", "metrics.json"])
+def test_only_a_run_without_results_is_discarded(tmp_path, kept):
+    run = RunDirectory.create(tmp_path, "a")
+    run.path("config.yaml").write_text("")
+    run.path("splits", "train.jsonl").write_text("")
+    if kept:
+        run.path(kept).mkdir()
+    run.discard_if_empty()
+    assert run.folder.exists() == bool(kept)
+
+
+# Splits
+
+
+def test_splits_come_back_as_they_were(tmp_path, conversations):
+    odd = conversations[0].__class__(
+        "0" * 12,
+        'মন, "একা"',
+        ({"role": "user", "content": "ক\u2028খ\u0085গ\x0bঘ\r\n"}, {"role": "assistant", "content": "🙂\\n"}),
+        "0" * 12,
+        (3, 4),
+    )
+    splits = {"train": conversations[:6], "validation": [], "test": [*conversations[6:], odd]}
+    run = RunDirectory.create(tmp_path, "a")
+    run.write_splits(splits)
+    assert run.read_splits() == splits
+    assert tuple(splits) == SPLITS
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "7", "{}", '{"id": "x"}', None])
+def test_a_damaged_or_missing_split_file(tmp_path, conversations, line):
+    run = RunDirectory.create(tmp_path, "a")
+    run.write_splits(dict.fromkeys(SPLITS, conversations))
+    path = run.path("splits", "validation.jsonl")
+    if line is None:
+        path.unlink()
+    else:
+        path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"validation\.jsonl is missing or damaged"):
+        run.read_splits()
+
+
+# Checkpoints
+
+
+def checkpoint(run, step):
+    folder = run.folder / "checkpoints" / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    save_file({"lora_A": torch.ones(4, 4)}, folder / "adapter_model.safetensors")
+    torch.save({"state": {}}, folder / "optimizer.pt")
+    torch.save({}, folder / "scheduler.pt")
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return folder
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_largest_step(tmp_path):
+    run = RunDirectory.create(tmp_path, "a")
+    assert run.last_checkpoint() is None
+    for step in (900, 1000, 50):
+        checkpoint(run, step)
+    (run.folder / "checkpoints" / "checkpoint-best").mkdir()
+    (run.folder / "checkpoints" / "runs").mkdir()
+    assert run.last_checkpoint().name == "checkpoint-1000"
+
+
+@pytest.mark.parametrize("part", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
+@pytest.mark.parametrize("how", ["missing", "empty", "half"])
+def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys, part, how):
+    run = RunDirectory.create(tmp_path, "a")
+    checkpoint(run, 10)
+    damaged = checkpoint(run, 20) / part
+    content = damaged.read_bytes()
+    damaged.unlink()
+    if how != "missing":
+        damaged.write_bytes(content[: len(content) // 2] if how == "half" else b"")
+    assert run.last_checkpoint().name == "checkpoint-10"
+    assert "checkpoint-20: it is not whole" in capsys.readouterr().out
+
+
+# The log of experiments
+
+
+def rows_of(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_four_processes_at_once_lose_nothing(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from bnft.records import append_experiment\n"
+        "for i in range(10):\n"
+        "    append_experiment(Path(sys.argv[1]), {'run': f'{sys.argv[2]}-{i}', f'own_{sys.argv[2]}': i})"
+    )
+    processes = [python(code, tmp_path, number) for number in range(4)]
+    assert [process.wait(120) for process in processes] == [0] * 4
+    rows = rows_of(tmp_path / EXPERIMENTS)
+    assert sorted(row["run"] for row in rows) == sorted(f"{n}-{i}" for n in range(4) for i in range(10))
+    assert set(rows[0]) == {"run", "own_0", "own_1", "own_2", "own_3"}
+    for row in rows:
+        number, i = row["run"].split("-")
+        assert row[f"own_{number}"] == i
+        assert [value for name, value in row.items() if name.startswith("own_") and value] == [i]
+
+
+def test_new_columns_join_and_missing_ones_stay_empty(tmp_path):
+    append_experiment(tmp_path, {"run": "এক", "loss": 1.5})
+    append_experiment(tmp_path, {"run": 'দুই, "২"', "bleu": 3})
+    assert rows_of(tmp_path / EXPERIMENTS) == [
+        {"run": "এক", "loss": "1.5", "bleu": ""},
+        {"run": 'দুই, "২"', "loss": "", "bleu": "3"},
+    ]
+
+
+def test_a_log_that_excel_saved_keeps_its_first_column(tmp_path):
+    (tmp_path / EXPERIMENTS).write_bytes("\ufeffrun,loss\r\nএক,1.5\r\n".encode())
+    append_experiment(tmp_path, {"run": "দুই", "loss": 2})
+    assert rows_of(tmp_path / EXPERIMENTS) == [{"run": "এক", "loss": "1.5"}, {"run": "দুই", "loss": "2"}]
+
+
+# Secrets
+
+
+def test_nothing_secret_and_no_name_of_host_or_user_is_recorded(monkeypatch):
+    secrets = {
+        name: f"{name.lower()}-5ecr3t" for name in ("HF_TOKEN", "WANDB_API_KEY", "HUGGING_FACE_HUB_TOKEN", "USER")
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    recorded = environment()
+    text = json.dumps(recorded)
+    for value in (*secrets.values(), getpass.getuser(), os.path.expanduser("~"), platform.node()):
+        assert value not in text
+    assert set(recorded) == {"python", "system", "cpu_cores", "versions", "git_commit"}
+    assert recorded["versions"]["torch"]

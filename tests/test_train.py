@@ -1,0 +1,202 @@
+"""`train.py` as a person runs it: whole runs, their records, bad input, interruptions."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+
+ROOT = Path(train.__file__).parent
+FLOAT = ["--model.load_in_4bit", "false"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny):
+    """A finished smoke run, in 4 bit as the recipe has it."""
+    folder = tmp_path_factory.mktemp("outputs")
+    assert train.main(["--recipe", "smoke", "--output-dir", str(folder), "--run-name", "one"]) == 0
+    return folder / "one"
+
+
+def test_a_run_leaves_all_its_records(run):
+    for name in (
+        "config.yaml",
+        "run.json",
+        "data_report.json",
+        "splits/train.jsonl",
+        "splits/validation.jsonl",
+        "splits/test.jsonl",
+        "lora_model/adapter_model.safetensors",
+        "lora_model/tokenizer.json",
+        "checkpoints/checkpoint-4/adapter_model.safetensors",
+        "metrics.json",
+        "GeneratedResponses.csv",
+        "plots/loss.png",
+        "plots/learning_rate.png",
+        "plots/token_lengths.png",
+        "plots/base_against_tuned.png",
+        "../LLAMAExperiments.csv",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert (run.parent / "latest").resolve() == run.resolve()
+    assert not [p for p in run.rglob(".*") if p.name not in (".", "..")], "temporary files were left"
+
+
+def test_the_numbers_agree_between_the_records(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    record = json.loads((run / "run.json").read_text())
+    experiments = list(csv.DictReader((run.parent / "LLAMAExperiments.csv").open(encoding="utf-8")))
+    responses = list(csv.DictReader((run / "GeneratedResponses.csv").open(encoding="utf-8")))
+    assert experiments[-1]["run"] == "one"
+    assert float(experiments[-1]["tuned_bits_per_byte"]) == round(metrics["tuned"]["bits_per_byte"]["value"], 5)
+    assert len(responses) == metrics["test"]["rows_generated"] == 4
+    tests = [json.loads(line) for line in (run / "splits/test.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert metrics["test"]["rows"] == sum(len(t["messages"]) // 2 for t in tests)
+    references = {m["content"] for t in tests for m in t["messages"]}
+    assert {r["reference"] for r in responses} <= references
+    assert record["training"]["steps"] == 4
+    assert record["data"]["exchanges"]["test"] == metrics["test"]["rows"]
+    for score in (*metrics["base"].values(), *metrics["tuned"].values()):
+        assert score["signature"]
+        assert score["n"] in (4, metrics["test"]["rows"])
+
+
+def test_evaluating_again_gives_the_same_numbers(run):
+    before = json.loads((run / "metrics.json").read_text())
+    assert train.main(["--eval-only", str(run)]) == 0
+    assert json.loads((run / "metrics.json").read_text()) == before
+
+
+def test_the_run_can_be_made_again_from_its_own_settings(run, tmp_path):
+    arguments = ["--recipe", str(run / "config.yaml"), "--output-dir", str(tmp_path), "--run-name", "again"]
+    assert train.main(arguments) == 0
+    first, second = (json.loads((r / "metrics.json").read_text())["tuned"] for r in (run, tmp_path / "again"))
+    assert first["bits_per_byte"] == second["bits_per_byte"]
+
+
+def test_no_secret_and_no_home_folder_in_the_records(run):
+    for path in run.parent.rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".yaml", ".csv", ".jsonl") and "lora_model" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            assert "hf_" + "token" not in text.lower()
+            if "checkpoints" not in path.parts:
+                assert str(Path.home()) not in text, path
+
+
+def fails(capsys, *arguments, code=2):
+    assert train.main(list(arguments)) == code
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--recip", "smoke"], ["--recip", "nearest: --recipe"]),
+        (["--recipe", "smok"], ["no recipe 'smok'", "nearest: 'smoke'", "laptop"]),
+        (["--recipe", "smoke", "--lora.rank", "4"], ["--lora.rank"]),
+        (["--recipe", "smoke", "--lora.r", "many"], ["lora.r: got 'many'"]),
+        (["--recipe", "smoke", "--data", "nowhere.csv"], ["nowhere.csv"]),
+        (["--recipe", "smoke", "--model", "nowhere"], ["no model 'nowhere'"]),
+        (["--recipe", "smoke", "--strategy", "unsloth"], ["--strategy unsloth is not in this version"]),
+        (["--recipe", "smoke", "--parallel", "ddp"], ["needs at least two GPUs, 0 found"]),
+        (["--recipe", "smoke", "--run-name", "../out"], ["cannot be a folder name"]),
+        (["--resume", "nowhere"], ["no run folder"]),
+        (["--eval-only", "nowhere"], ["no run folder"]),
+        (["--resume", "a", "--eval-only", "b"], ["not allowed with"]),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(capsys, tmp_path, arguments, parts):
+    message = fails(capsys, *arguments, "--output-dir", str(tmp_path))
+    for part in parts:
+        assert part in message
+    assert not [p for p in tmp_path.iterdir() if p.is_dir()], "half a run was left behind"
+
+
+def test_an_existing_run_is_not_touched(capsys, run):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    message = fails(capsys, "--recipe", "smoke", "--output-dir", str(run.parent), "--run-name", "one")
+    assert "exists already" in message
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_settings_that_the_weights_depend_on_cannot_change_on_resume(capsys, run):
+    assert "--lora.r cannot change in an existing run" in fails(capsys, "--resume", str(run), "--lora.r", "8")
+
+
+def test_a_csv_without_the_columns_names_what_was_found(capsys, tmp_path):
+    (tmp_path / "x.csv").write_text("Question,Reply\nক,খ\n", encoding="utf-8")
+    message = fails(capsys, "--recipe", "smoke", "--data", str(tmp_path / "x.csv"), "--output-dir", str(tmp_path))
+    assert "Reply" in message
+
+
+def test_the_plan_does_nothing(capsys, tmp_path):
+    assert train.main(["--recipe", "smoke", "--plan", "--output-dir", str(tmp_path / "outputs")]) == 0
+    text = capsys.readouterr().out
+    assert "4 steps of 4 conversations" in text
+    assert not (tmp_path / "outputs").exists()
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_saves_and_can_go_on(tmp_path, tiny, number, code):
+    folder = tmp_path / "run"
+    long = ["--recipe", "smoke", *FLOAT, "--max-steps", "5000", "--run-name", "run", "--output-dir", str(tmp_path)]
+    process = start(*long)
+    deadline = time.monotonic() + 240
+    while not (folder / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    assert "python train.py --resume" in output
+    assert "Traceback" not in output
+    steps = max(int(p.name.split("-")[1]) for p in (folder / "checkpoints").glob("checkpoint-*"))
+    assert train.main(["--resume", str(folder), "--max-steps", str(steps + 1)]) == 0
+    assert json.loads((folder / "run.json").read_text())["training"]["steps"] == steps + 1
+    assert (folder / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_one_message_and_exit_1(tmp_path, tiny):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a tmpfs")
+    try:
+        process = start("--recipe", "smoke", *FLOAT, "--output-dir", str(disk / "outputs"))
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 1, output
+        assert "disk is full" in output
+        assert "Traceback" not in output
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_the_laptop_recipe_end_to_end(tmp_path, embedded):
+    """Real model, real corpus, one step: the base's numbers are those of the real model, not of noise."""
+    arguments = ["--recipe", "laptop", "--max-steps", "1", "--train.eval_steps", "1", "--train.save_steps", "1"]
+    arguments += ["--data.test_fraction", "0.01", "--data.validation_fraction", "0.01", "--eval-samples", "2"]
+    arguments += ["--generation.max_new_tokens", "16", "--output-dir", str(tmp_path), "--run-name", "laptop"]
+    assert train.main(arguments) == 0
+    metrics = json.loads((tmp_path / "laptop" / "metrics.json").read_text())
+    assert 0.6 < metrics["base"]["bits_per_byte"]["value"] < 1.0  # 0.80 on the whole test split
+    assert metrics["tuned"]["bits_per_byte"]["value"] < metrics["base"]["bits_per_byte"]["value"]
