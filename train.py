@@ -77,8 +77,11 @@ def run(argv: list[str] | None) -> int:
         folder = f"{own.output_dir}/{own.run_name or 'RECIPE-TIME'}"
         print("nothing is done, this is the plan:\n" + describe(config, gpus, report, folder))
         return 0
+    from bnft.allocator import keep_freed_memory
     from bnft.pipeline import Pipeline
 
+    if not gpus:
+        keep_freed_memory()
     if own.eval_only:
         Pipeline.open(own.eval_only, config, sources).evaluate_again()
     elif own.resume:

@@ -124,7 +124,7 @@ class GenerationConfig(Section):
     max_new_tokens: int = Field(512, ge=8, le=8192, description="longest reply, in tokens")
     temperature: float = Field(0.7, gt=0, le=2, description="chat sampling temperature")
     top_p: float = Field(0.9, gt=0, le=1, description="chat nucleus sampling mass")
-    repetition_penalty: float = Field(1.0, ge=1, le=2, description="above 1 discourages repeating")
+    repetition_penalty: float = Field(1.0, ge=1, le=2, description="above 1, words that the reply already holds are less likely")
 
 
 class RunConfig(Section):
@@ -233,6 +233,8 @@ def _read_recipe(recipe: str) -> dict:
 def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        if value is None and name in RunConfig.model_fields:
+            continue  # a section without settings, as "train:" alone
         if isinstance(value, dict) and name in RunConfig.model_fields:
             yield from _flatten(value, f"{name}.")
         else:

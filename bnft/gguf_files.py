@@ -118,7 +118,10 @@ def _write_gemma3_config(reader, folder: Path) -> None:
         rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
         max_position_embeddings=value("context_length"),
         sliding_window=value("attention.sliding_window"),
-        query_pre_attn_scalar=value("attention.key_length"),
+        # The 27B model alone scales its queries by hidden size over heads; the smaller ones by the head's size.
+        query_pre_attn_scalar=value("embedding_length") // value("attention.head_count")
+        if layers == 62
+        else value("attention.key_length"),
         # Five sliding layers, then a full one: Gemma 3 technical report, section 2.
         layer_types=["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(layers)],
         rope_parameters={

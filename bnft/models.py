@@ -7,7 +7,6 @@ Knows nothing about training, prompts' contents or metrics.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -16,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from safetensors import SafetensorError
 
-from bnft.config import REPOSITORY, ModelConfig, cache_dir
+from bnft.config import REPOSITORY, ModelConfig
 from bnft.errors import UserError, is_full_disk
+from bnft.model_cache import cached, file_sha256
 from bnft.prompts import chat_template
 
-CONVERTER_VERSION = 1  # raised when a conversion changes, so that old cache folders are made anew
+OWN_MODELS = ("embedded", "smoke")
 ADAPTER_NOTES = "bnft.json"  # beside an adapter: base model's name, system prompt, generation defaults
 
 PICKLED = " (pickled weights are never loaded, they can run code)"
@@ -64,7 +63,7 @@ def find_model(name: str, revision: str | None = None, announce: Callable[[str],
         from bnft.smoke_model import make_tiny_llama
 
         corpus = file_sha256(REPOSITORY / "data" / "corpus.csv")[:8]  # its tokenizer is trained on it
-        return ModelSource(name, str(_cached(f"smoke-llama-{corpus}", make_tiny_llama, announce)))
+        return ModelSource(name, str(cached(f"smoke-llama-{corpus}", make_tiny_llama, announce)))
     path = Path(name).expanduser()
     if path.is_file():
         return _gguf_source(name, path, announce)
@@ -88,7 +87,10 @@ def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> 
                 + (PICKLED if (folder / "adapter_model.bin").is_file() else ""),
                 "Save the adapter again with save_pretrained(..., safe_serialization=True).",
             )
-        base = find_model(adapter_base(folder), announce=announce)
+        base_name = adapter_base(folder)
+        if (Path(base_name) / "adapter_config.json").is_file():
+            raise UserError(f"{folder} is an adapter on another adapter, {base_name}", "Merge that one first.")
+        base = find_model(base_name, announce=announce)
         return ModelSource(name, base.base, str(folder), licence=base.licence)
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
@@ -138,7 +140,7 @@ def _gguf_source(name: str, path: Path, announce: Callable[[str], None]) -> Mode
     if path.suffix != ".gguf":
         raise UserError(f"{path} is no GGUF file", "Give a .gguf file, or the folder of a model.")
     digest = file_sha256(path)
-    folder = _cached(f"{path.stem}-{digest[:12]}", lambda target: convert_gguf(path, target), announce)
+    folder = cached(f"{path.stem}-{digest[:12]}", lambda target: convert_gguf(path, target), announce)
     return ModelSource(name, str(folder), licence=_licence_by_name(path.stem))
 
 
@@ -168,38 +170,9 @@ def _embedded_folder(announce: Callable[[str], None]) -> Path:
             convert_gguf(gguf_path, target, chat_template("gemma-3"))
         (target / "NOTICE").write_text(GEMMA_NOTICE + "\n", encoding="utf-8")
 
-    folder = _cached(f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}", build, announce)
+    folder = cached(f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}", build, announce)
     announce(f"model: Gemma 3 270M. {GEMMA_NOTICE}")
     return folder
-
-
-def _cached(key: str, build: Callable[[Path], None], announce: Callable[[str], None]) -> Path:
-    """The cache folder `key`, built once: into a temporary folder beside it that is then renamed."""
-    models = cache_dir() / "models"
-    target = models / f"{key}-v{CONVERTER_VERSION}"
-    if target.is_dir():
-        return target
-    try:
-        models.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(models / f"{target.name}.lock")):
-            if not target.is_dir():  # another process may have built it while we waited
-                announce(f"preparing the model once, into {target}")
-                scratch = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=models))
-                try:
-                    build(scratch)
-                    scratch.rename(target)
-                finally:
-                    shutil.rmtree(scratch, ignore_errors=True)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(
-            f"cannot write the model cache: {error}", "Set BNFT_CACHE to a folder that can be written."
-        ) from error
-    return target
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def resolve_dtype(dtype: str) -> tuple[str, str]:

@@ -55,7 +55,9 @@ class Pipeline:
     def open(cls, folder: str, config: RunConfig, sources: dict[str, str]) -> Pipeline:
         """The run in an existing folder."""
         directory = RunDirectory.open(folder)
-        return cls(directory, config, sources, read_json(directory.folder / "run.json"))
+        record = read_json(directory.folder / "run.json")
+        changed = {name: source for name, source in sources.items() if source.startswith("flag ")}
+        return cls(directory, config, record["sources"] | changed, record)
 
     def start(self) -> None:
         """Everything: data, training, evaluation, records. A run that fails before it has anything leaves nothing."""
@@ -86,6 +88,7 @@ class Pipeline:
             )
         adapter = self.config.replace("model.name", str(self.directory.folder / "lora_model"))
         tuner = self._timed("model", lambda: LLAMAFineTuner(config=adapter))
+        self._write_settings()
         self._evaluate(tuner, self.directory.read_splits()["test"])
 
     def _train(self, splits: dict[str, list], checkpoint: Path | None) -> None:
@@ -219,6 +222,7 @@ class Pipeline:
         return row
 
     def _write_settings(self) -> None:
+        self.record["sources"] = self.sources
         write_atomically(self.directory.path("config.yaml"), to_yaml(self.config, self.sources))
         self._write_record()
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from bnft.errors import UserError
 from bnft.prompts import IGNORED
 
 # Tokens whose logits exist at one time: 64 x 262,144 x 4 bytes = 64 MiB for Gemma.
@@ -78,6 +79,10 @@ def reply_log_likelihoods(model, input_ids, labels, **inputs):
     scored = labels[:, 1:] != IGNORED
     with _no_head(model) as head:
         hidden = model(input_ids=input_ids, use_cache=False, **inputs).logits
+    settings = model.config.get_text_config()
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(settings, name, None):
+            raise UserError(f"models with {name} are not supported: their logits are not hidden states times head")
     if getattr(head, "bias", None) is not None or (head.weight.requires_grad and torch.is_grad_enabled()):
         raise ValueError("the output head must be frozen and without bias")
     return _HeadLogLikelihood.apply(hidden[:, :-1][scored], head.weight, labels[:, 1:][scored])

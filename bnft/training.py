@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bnft.config import RunConfig
 from bnft.errors import Interrupted, UserError
-from bnft.models import ADAPTER_NOTES, find_model
+from bnft.models import ADAPTER_NOTES, OWN_MODELS, adapter_base, find_model
 from bnft.prompts import IGNORED, encode, with_system
 from bnft.strategies import choose_strategy
 
@@ -127,7 +127,7 @@ class LLAMAFineTuner:
         self.model.save_pretrained(scratch, safe_serialization=True)
         self.tokenizer.save_pretrained(scratch)
         notes = {
-            "base_model": self.source.name if self.source.adapter is None else self.source.base,
+            "base_model": self._base_name(),
             "licence": self.source.licence,
             "system_prompt": self.config.data.system_prompt,
             "generation": self.config.generation.model_dump(),
@@ -136,12 +136,22 @@ class LLAMAFineTuner:
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
 
+    def _base_name(self) -> str:
+        """The base model's name as `find_model` takes it: an own name as it is, a local folder as an absolute path."""
+        if self.source.name in OWN_MODELS:
+            return self.source.name
+        if self.source.adapter:
+            return adapter_base(Path(self.source.adapter))
+        return str(Path(self.source.base).resolve()) if self.source.is_local else self.source.base
+
     def _dataset(self, conversations: Sequence, name: str):
         from datasets import Dataset
 
         prompt, limit = self.config.data.system_prompt, self.config.model.max_seq_length
         rows = [encode(self.tokenizer, with_system(c.messages, prompt), limit) for c in conversations]
         rows = [row for row in rows if any(label != IGNORED for label in row.labels)]
+        if name == "validation":
+            rows.sort(key=lambda row: len(row.input_ids))  # its order is free, and like lengths pad little
         if not rows:
             raise UserError(
                 f"no {name} conversation has a reply within {limit} tokens", "Raise --model.max_seq_length."

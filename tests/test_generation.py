@@ -55,3 +55,22 @@ def test_progress_counts_rows(tiny_model, tiny_tokenizer, prompts):
     told = []
     generate_all(tiny_model, tiny_tokenizer, prompts, [], 2, batch_size=4, progress=told.append)
     assert told == [4, 2]
+
+
+def test_a_penalty_holds_for_the_reply_and_not_for_the_prompt(tiny_model, tiny_tokenizer, prompts):
+    """So high a penalty bans every token that the reply holds; those of the prompt stay free."""
+    made = generate_all(tiny_model, tiny_tokenizer, prompts[:1], [], 12, repetition_penalty=1e9)[0]
+    assert made.tokens == 12
+    with torch.no_grad():
+        first = int(tiny_model(torch.tensor([prompts[0]])).logits[0, -1].argmax())
+    free = generate_all(tiny_model, tiny_tokenizer, [[*prompts[0], first]], [], 1, repetition_penalty=1e9)[0]
+    plain = generate_all(tiny_model, tiny_tokenizer, [[*prompts[0], first]], [], 1)[0]
+    assert free.text == plain.text
+
+
+def test_freed_memory_is_kept_where_glibc_is():
+    import platform
+
+    from bnft.allocator import keep_freed_memory
+
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")

@@ -11,8 +11,8 @@ from bnft.config import REPOSITORY
 
 # Imports point down, or sideways within L0 to L2. The pipeline composes the L3 rooms, as the entry scripts do.
 LAYERS = {
-    0: {"errors", "config", "text", "flags"},
-    1: {"prompts", "safety", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
+    0: {"errors", "config", "text", "flags", "allocator"},
+    1: {"prompts", "model_cache", "safety", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
     | {"metrics", "metric_modules", "plan", "progress", "plots"},
     2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "reply_loss", "trainer", "merge"},
     3: {"training", "evaluation", "chat", "card", "hub", "ui"},

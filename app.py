@@ -1,0 +1,130 @@
+"""Open the chat in which people write Bengali and read Bengali as it is being written.
+
+    python app.py                              the newest run of train.py; without one, the embedded base model
+    python app.py --model outputs/RUN          a run, an adapter or model folder, a GGUF file, a Hub id
+    python app.py --endpoint http://HOST:8000  in front of any OpenAI-compatible server (vLLM, TGI, transformers serve)
+    python app.py --host 0.0.0.0 --port 7860   for other machines
+
+Model -> Chat -> page. The same file is the entry of a Space on Hugging Face.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from argparse import Namespace
+from pathlib import Path
+
+from bnft.config import REPOSITORY, ModelConfig, default_environment
+from bnft.errors import UserError, run_command
+from bnft.flags import Parser
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="app.py", description=__doc__)
+    parser.add_argument("--model", metavar="RUN|DIR|HUB_ID", help="what replies [newest run, else the embedded base]")
+    parser.add_argument("--load-in-4bit", action="store_true", help="quantise the weights: an 8B model in about 5 GB")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="an OpenAI-compatible server replies; --model is its name there"
+    )
+    parser.add_argument("--host", help="address to listen on [127.0.0.1, or GRADIO_SERVER_NAME]")
+    parser.add_argument("--port", type=int, help="port to listen on [the first free one from 7860]")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's tunnel, for 72 hours")
+    parser.add_argument("--output-dir", default="outputs", help="where runs are found and feedback is kept [outputs]")
+    return parser
+
+
+def read_flags(argv: list[str] | None) -> Namespace:
+    flags = build_parser().parse_args(argv)
+    if flags.endpoint and flags.load_in_4bit:
+        raise UserError("--load-in-4bit cannot change a model behind --endpoint", "Leave one of them out.")
+    if flags.port is not None and not 1 <= flags.port <= 65535:
+        raise UserError(f"--port {flags.port} is no port", "Take one from 1024 to 65535.")
+    return flags
+
+
+def open_source(flags: Namespace):
+    """The source of replies, and what is known about it; the model is loaded when this returns."""
+    from bnft.serving import Served, describe, newest_run
+
+    if flags.endpoint:
+        from bnft.endpoint import EndpointSource
+
+        remote = EndpointSource(flags.endpoint, flags.model)
+        print(f"model: {remote.model} at {remote.url}")
+        return remote, Served(remote.model.rsplit("/", 1)[-1])
+    run = flags.model or newest_run(Path(flags.output_dir).expanduser())
+    why = "as set" if flags.model else "the newest run" if run else "no run found; python train.py makes one"
+    print(f"model: {run or 'embedded'} ({why})")
+    from bnft.models import find_model, load_model, load_tokenizer, resolve_dtype
+
+    config = ModelConfig(name=run or "embedded", load_in_4bit=flags.load_in_4bit)
+    found = find_model(config.name)
+    served = describe(found)
+    from bnft.chat import LocalSource
+
+    source = LocalSource(load_model(found, config), load_tokenizer(found))
+    print("dtype: {} ({})".format(*resolve_dtype(config.dtype)))
+    return source, served
+
+
+def build_page(source, served, feedback: Path):
+    from bnft.safety import CrisisDetector
+
+    from bnft.chat import Chat
+    from bnft.feedback import FeedbackStore
+    from bnft.line import Line
+    from bnft.serving import TRAIN_COMMAND
+    from bnft.turns import Settings
+    from bnft.ui import build_demo
+    from bnft.ui_parts import About
+
+    chat = Chat(source, CrisisDetector.from_repository(), served.system_prompt, Line(source.seats))
+    return build_demo(
+        chat.reply,
+        chat.is_sensitive,
+        About(served.name, served.base, served.licence, served.metrics, "" if served.trained else TRAIN_COMMAND),
+        Settings.from_defaults(served.generation),
+        served.system_prompt,
+        FeedbackStore(feedback, served.name),
+        can_compare=source.can_compare,
+    )
+
+
+def run(argv: list[str] | None) -> int:
+    flags = read_flags(argv)
+    default_environment("GRADIO_ANALYTICS_ENABLED", "False")
+    default_environment("HF_HUB_DISABLE_TELEMETRY", "1")
+    source, served = open_source(flags)
+    print("opening the page")
+    feedback = (REPOSITORY / flags.output_dir).expanduser() / "feedback"
+    demo = build_page(source, served, feedback)
+    from bnft.ui_look import launch_options
+
+    try:
+        _, local, public = demo.launch(
+            server_name=flags.host,
+            server_port=flags.port,
+            share=flags.share or None,
+            prevent_thread_lock=True,
+            **launch_options(),
+        )
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {flags.host or '127.0.0.1'}:{flags.port or 7860}: {error}",
+            "Choose another --host or --port.",
+        ) from error
+    print(f"open {public or local} (Ctrl+C ends it)", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        demo.close(verbose=False)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(lambda: run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
