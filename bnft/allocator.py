@@ -1,7 +1,7 @@
 """Keeps freed memory in the process: on a CPU a model works in large blocks that come and go.
 
-glibc hands each freed block of over 32 MiB back to the system and gets it anew page by page. Generating 24 tokens for 24
-rows of the embedded model cost 1.3 million page faults so, and none with the memory kept; see benchmarks/README.md.
+glibc hands each freed block of over 32 MiB back to the system and gets it anew page by page. Generating 24 tokens for
+24 rows of the embedded model cost 1.3 million page faults so, and none with the memory kept (benchmarks/README.md).
 Knows nothing about models.
 """
 

@@ -62,7 +62,8 @@ def generate_all(
     replies: list[Generated | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        for row, reply in zip(rows, _batch(model, tokenizer, [prompts[i] for i in rows], greedy, repetition_penalty), strict=True):
+        made = _batch(model, tokenizer, [prompts[i] for i in rows], greedy, repetition_penalty)
+        for row, reply in zip(rows, made, strict=True):
             replies[row] = reply
         progress(len(rows))
     return replies
