@@ -98,6 +98,9 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
     max_minutes: float | None = Field(None, gt=0, description="stop training after this time and keep the best")
     eval_steps: int = Field(50, ge=1, description="validation loss every so many steps")
+    validation_samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all", description="conversations of the validation split behind each validation loss, drawn by the seed"
+    )
     save_steps: int = Field(100, ge=1, description="checkpoint every so many steps, a multiple of eval_steps")
     keep_checkpoints: int = Field(3, ge=1, description="checkpoints kept, the best among them")
     report_to: Literal["none", "wandb", "tensorboard", "trackio"] = Field("none", description="experiment tracker")
@@ -125,7 +128,7 @@ class GenerationConfig(Section):
     temperature: float = Field(0.7, gt=0, le=2, description="chat sampling temperature")
     top_p: float = Field(0.9, gt=0, le=1, description="chat nucleus sampling mass")
     repetition_penalty: float = Field(
-        1.0, ge=1, le=2, description="above 1 makes words rarer that the reply holds already"
+        1.0, ge=1, le=2, description="above 1 makes words rarer that were used already"
     )
 
 

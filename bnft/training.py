@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import signal
 import threading
@@ -92,7 +93,10 @@ class LLAMAFineTuner:
             Interrupted: after Ctrl+C or SIGTERM, with a checkpoint saved.
         """
         folder = Path(folder)
-        datasets = {"train": self._dataset(train, "train"), "validation": self._dataset(validation, "validation")}
+        datasets = {
+            "train": self._dataset(train, "train"),
+            "validation": self._dataset(self._sample(validation), "validation"),
+        }
         stops = _Stops(self.config.train.max_minutes)
         trainer = self._trainer(datasets, folder / "checkpoints", stops.callback())
         started = time.monotonic()
@@ -143,6 +147,13 @@ class LLAMAFineTuner:
         if self.source.adapter:
             return adapter_base(Path(self.source.adapter))
         return str(Path(self.source.base).resolve()) if self.source.is_local else self.source.base
+
+    def _sample(self, validation: Sequence) -> list:
+        """The conversations behind each validation loss: the same ones all through the run."""
+        count = self.config.train.validation_samples
+        if count == "all" or count >= len(validation):
+            return list(validation)
+        return random.Random(self.config.seed).sample(list(validation), count)
 
     def _dataset(self, conversations: Sequence, name: str):
         from datasets import Dataset
