@@ -137,7 +137,9 @@ class Pipeline:
         self._write_results(test, rows, base, tuned, comparisons)
         print_table(comparisons)
         print_samples(rows, base, tuned, self.config.seed)
-        print(f"\nrun: {self.directory.folder}\nnext: python app.py --model {self.directory.folder}")
+        folder = self.directory.folder
+        print(f"\nrun: {folder}\nnext, replies to every test row:")
+        print(f"  python train.py --eval-only {folder} --eval-samples all")
 
     def _write_results(self, test, rows, base: Evaluation, tuned: Evaluation, comparisons) -> None:
         metrics = {

@@ -59,8 +59,6 @@ def test_every_path_that_is_named_exists():
 
 def test_every_record_of_a_run_is_explained():
     text = README.split("## What a run leaves", 1)[1].split("\n## ", 1)[0]
-    for name in (
-        "config.yaml run.json data_report.json splits/ lora_model/ checkpoints/ metrics.json "
-        "GeneratedResponses.csv plots/ LLAMAExperiments.csv latest"
-    ).split():
+    names = ("config.yaml", "run.json", "data_report.json", "splits/", "lora_model/", "checkpoints/", "metrics.json")
+    for name in (*names, "GeneratedResponses.csv", "plots/", "LLAMAExperiments.csv", "latest"):
         assert name in text
