@@ -127,9 +127,7 @@ class GenerationConfig(Section):
     max_new_tokens: int = Field(512, ge=8, le=8192, description="longest reply, in tokens")
     temperature: float = Field(0.7, gt=0, le=2, description="chat sampling temperature")
     top_p: float = Field(0.9, gt=0, le=1, description="chat nucleus sampling mass")
-    repetition_penalty: float = Field(
-        1.0, ge=1, le=2, description="above 1 makes words rarer that were used already"
-    )
+    repetition_penalty: float = Field(1.0, ge=1, le=2, description="above 1 makes words rarer that were used already")
 
 
 class RunConfig(Section):
