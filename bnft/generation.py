@@ -47,7 +47,8 @@ def generate_all(
     Args:
         prompts: token ids of each prompt.
         end_ids: the tokens at which a reply ends.
-        repetition_penalty: above 1 makes tokens less likely that prompt or reply hold already.
+        repetition_penalty: above 1 makes tokens less likely that the reply holds already; the prompt's stay free, for
+            a reply that may not take up the person's own words drifts off the point.
         progress: told the number of rows that became ready.
     """
     from transformers import GenerationConfig
@@ -55,7 +56,6 @@ def generate_all(
     greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        repetition_penalty=repetition_penalty,
         eos_token_id=list(end_ids),
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -63,23 +63,28 @@ def generate_all(
     replies: list[Generated | None] = [None] * len(prompts)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        made = _batch(model, tokenizer, [prompts[i] for i in rows], greedy)
+        made = _batch(model, tokenizer, [prompts[i] for i in rows], greedy, repetition_penalty)
         for row, reply in zip(rows, made, strict=True):
             replies[row] = reply
         progress(len(rows))
     return replies
 
 
-def _batch(model, tokenizer, prompts, settings) -> list[Generated]:
+def _batch(model, tokenizer, prompts, settings, repetition_penalty: float) -> list[Generated]:
     import torch
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
     started = time.monotonic()
     width = max(len(ids) for ids in prompts)
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    penalty = RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=width)
+    processors = LogitsProcessorList([penalty] if repetition_penalty != 1 else [])
     with torch.inference_mode():
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        output = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
+        )
     new = output[:, width:].tolist()
     seconds = (time.monotonic() - started) / len(prompts)
     return [_reply(tokenizer, row, settings.eos_token_id, seconds) for row in new]

@@ -5,6 +5,7 @@ import torch
 
 from bnft.generation import generate_all
 from bnft.prompts import encode_prompt, end_token_ids
+from bnft.text import drop_torn_tail
 
 
 @pytest.fixture
@@ -57,14 +58,23 @@ def test_progress_counts_rows(tiny_model, tiny_tokenizer, prompts):
     assert told == [4, 2]
 
 
-def test_a_penalty_bans_what_was_used(tiny_model, tiny_tokenizer, prompts):
-    """So high a penalty that no token of prompt or reply comes again."""
-    banned = set(prompts[0])
-    for count in range(1, 8):
-        made = generate_all(tiny_model, tiny_tokenizer, prompts[:1], [], count, repetition_penalty=1e9)[0]
-        assert made.tokens == count
-    text = tiny_tokenizer.encode(made.text, add_special_tokens=False)
-    assert not banned & set(text[1:-1])
+def test_a_penalty_bans_what_the_reply_used_and_leaves_the_prompt_free(tiny_model, tiny_tokenizer, prompts):
+    """So high a penalty that no token of the reply comes again; the greedy one of each step tells what is expected."""
+    made = generate_all(tiny_model, tiny_tokenizer, prompts[:1], [], 8, repetition_penalty=1e9)[0]
+    expected = []
+    for _ in range(8):
+        with torch.no_grad():
+            scores = tiny_model(torch.tensor([[*prompts[0], *expected]])).logits[0, -1]
+        scores[expected] = -torch.inf
+        expected.append(int(scores.argmax()))
+    assert made.text == drop_torn_tail(tiny_tokenizer.decode(expected, skip_special_tokens=True).strip())
+
+
+def test_the_penalty_does_not_reach_the_prompt_of_a_shorter_row(tiny_model, tiny_tokenizer, prompts):
+    """Padding in front moves a prompt: alone and in a batch a reply must be the same."""
+    alone = [generate_all(tiny_model, tiny_tokenizer, [p], [], 6, repetition_penalty=1.3)[0].text for p in prompts]
+    together = generate_all(tiny_model, tiny_tokenizer, prompts, [], 6, repetition_penalty=1.3)
+    assert [made.text for made in together] == alone
 
 
 def test_freed_memory_is_kept_where_glibc_is():
