@@ -32,17 +32,9 @@ def default_environment(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
-MODEL_VARIABLE = "BNFT_MODEL"
-
-
-def served_model() -> str | None:
-    """The model that a Space is told to serve."""
-    return os.environ.get(MODEL_VARIABLE) or None
-
-
-def space_token() -> str:
-    """A token that may only read, for a Space whose model is private: `BNFT_SPACE_TOKEN`, or ""."""
-    return os.environ.get("BNFT_SPACE_TOKEN", "")
+def from_environment(name: str) -> str:
+    """A value that only the environment gives, or ""."""
+    return os.environ.get(name, "")
 
 
 class Section(BaseModel):
@@ -140,7 +132,9 @@ class GenerationConfig(Section):
     max_new_tokens: int = Field(512, ge=8, le=8192, description="longest reply, in tokens")
     temperature: float = Field(0.7, gt=0, le=2, description="chat sampling temperature")
     top_p: float = Field(0.9, gt=0, le=1, description="chat nucleus sampling mass")
-    repetition_penalty: float = Field(1.0, ge=1, le=2, description="above 1 makes words rarer that the reply used already")
+    repetition_penalty: float = Field(
+        1.0, ge=1, le=2, description="above 1 makes words rarer that the reply used already"
+    )
 
 
 class RunConfig(Section):

@@ -205,6 +205,7 @@ def _convert_with_transformers(
     gguf_path: Path, folder: Path, chat_template: str | None, architecture: str, stretch: float | None
 ) -> None:
     import torch
+    from tokenizers import decoders
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     source = {"pretrained_model_name_or_path": str(gguf_path.parent), "gguf_file": gguf_path.name}
@@ -220,6 +221,9 @@ def _convert_with_transformers(
         ) from error
     if chat_template and not tokenizer.chat_template:
         tokenizer.chat_template = chat_template
+    backend = tokenizer.backend_tokenizer
+    if "ByteLevel" in str(backend.pre_tokenizer):  # transformers adds SentencePiece steps to it
+        backend.decoder = decoders.ByteLevel()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # The weights are plain now: nobody who loads the folder should look for GGUF blocks.

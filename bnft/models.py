@@ -199,7 +199,7 @@ def load_tokenizer(source: ModelSource):
     where = source.adapter or source.base
     if source.adapter and not (Path(source.adapter) / "tokenizer_config.json").is_file():
         where = source.base
-    with _hub_errors(where):
+    with hub_errors(where):
         tokenizer = AutoTokenizer.from_pretrained(where, revision=source.revision, trust_remote_code=False)
     choose_pad_token(tokenizer)
     tokenizer.padding_side = "left"
@@ -232,14 +232,14 @@ def load_model(source: ModelSource, config: ModelConfig, device_map=None):
     options = {"dtype": getattr(torch, dtype), "revision": source.revision, "device_map": device_map}
     if config.load_in_4bit:
         options["quantization_config"] = four_bit_settings(dtype)
-    with _hub_errors(source.base):
+    with hub_errors(source.base):
         model = AutoModelForCausalLM.from_pretrained(
             source.base, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", **options
         )
     if source.adapter:
         from peft import PeftModel
 
-        with _hub_errors(source.adapter):
+        with hub_errors(source.adapter):
             model = PeftModel.from_pretrained(model, source.adapter, is_trainable=False)
     return model.eval()
 
@@ -258,7 +258,7 @@ def four_bit_settings(dtype: str):
 
 
 @contextmanager
-def _hub_errors(where: str) -> Iterator[None]:
+def hub_errors(where: str) -> Iterator[None]:
     """Turns what the Hub client and the weight reader raise into one message for the user; a full disk stays one."""
     try:
         yield

@@ -18,6 +18,7 @@ from bnft.errors import UserError
 from bnft.evaluation import Evaluation, Evaluator, choose_rows, rows_of
 from bnft.metrics import Comparison
 from bnft.models import resolve_dtype
+from bnft.plan import find_gpus
 from bnft.records import (
     RESPONSES,
     RunDirectory,
@@ -98,6 +99,7 @@ class Pipeline:
         self.record |= {
             "model": {"name": self.config.model.name, "licence": tuner.source.licence},
             "dtype": dtype,
+            "gpus": [gpu.name for gpu in find_gpus()],
             "strategy": tuner.strategy.name,
             "data": {
                 "fingerprint": read_json(self.directory.folder / "data_report.json")["sha256"],

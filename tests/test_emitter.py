@@ -112,7 +112,7 @@ def test_a_real_reply_is_seen_growing(tiny_tokenizer, tiny_table):
     held = 0
     for before, after in pairwise(shown):
         held = held + 1 if before == after else 0
-        assert held <= 7  # the longest seen with Llama 3.1, shared/bengali.md
+        assert held <= 7  # the longest seen with Llama 3.1
     assert next(i for i, text in enumerate(shown) if text) <= len(
         tiny_tokenizer.encode("আমি", add_special_tokens=False)
     )

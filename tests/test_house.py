@@ -11,12 +11,18 @@ from bnft.config import REPOSITORY
 
 # Imports point down, or sideways within L0 to L2. The pipeline composes the L3 rooms, as the entry scripts do.
 LAYERS = {
-    0: {"errors", "config", "text", "flags", "allocator"},
-    1: {"prompts", "model_cache", "safety", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
-    | {"metrics", "metric_modules", "plan", "progress", "plots"},
-    2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "reply_loss", "trainer", "merge"},
-    3: {"training", "evaluation", "chat", "card", "hub", "ui"},
-    4: {"pipeline"},
+    0: {"errors", "config", "text", "flags", "allocator", "licences", "wishes", "line", "visits", "ui_strings"},
+    1: {"prompts", "model_cache", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
+    | {"metrics", "metric_modules", "plan", "progress", "plots"}
+    | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "emitter"}
+    | {"turns", "conversation", "feedback", "api", "ui_parts"}
+    | {"run_facts", "chat_figures", "hub_answers", "upload_scan"},
+    2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "reply_loss", "trainer"}
+    | {"adapters", "cpu_weights", "gpu_weights", "streaming", "row_sampling", "rows", "batching", "endpoint"}
+    | {"ui_look", "ui_layout"}
+    | {"tensor_files", "merge", "base_weights", "staging", "space"},
+    3: {"training", "evaluation", "chat", "serving", "ui", "card", "hub"},
+    4: {"pipeline", "publishing", "merged_check"},
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 HEAVY = ("torch", "transformers", "gradio", "peft", "trl", "datasets", "bitsandbytes")

@@ -5,6 +5,8 @@ import shlex
 
 import pytest
 
+import app
+import publish
 import train
 from bnft.config import REPOSITORY, recipe_names
 from bnft.flags import parse
@@ -14,18 +16,23 @@ COMMANDS = re.findall(r"^ {4}(.*python .*|make .*)$", README, re.M)
 MAP = README.split("## The house", 1)[1].split("\n## ", 1)[0]
 
 
-def trains():
+PARSERS = {"train.py": train.build_parser, "publish.py": publish.build_parser, "app.py": app.build_parser}
+
+
+def entries():
     for line in COMMANDS:
         for command in line.split("#")[0].split("&&"):
             words = shlex.split(command)
-            if words[:2] == ["python", "train.py"] and "--help" not in words:
-                yield pytest.param(words[2:], id=" ".join(words[1:]))
+            if words[:1] == ["python"] and words[1] in PARSERS and "--help" not in words:
+                yield pytest.param(words[1], words[2:], id=" ".join(words[1:]))
 
 
-@pytest.mark.parametrize("words", trains())
-def test_every_train_command_is_taken(words):
-    arguments = parse(train.build_parser(), words)
-    recipe = arguments.own.recipe
+@pytest.mark.parametrize(("script", "words"), [*entries()])
+def test_every_command_is_taken(script, words):
+    if script != "train.py":
+        PARSERS[script]().parse_args(words)
+        return
+    recipe = parse(train.build_parser(), words).own.recipe
     assert recipe is None or recipe in recipe_names() or recipe.endswith(".yaml")
 
 

@@ -1,0 +1,147 @@
+"""Open the chat in which people write Bengali and read Bengali as it is being written.
+
+    python app.py                              the newest run of train.py; without one, the embedded base model
+    python app.py --model outputs/RUN          a run, an adapter or model folder, a GGUF file, a Hub id
+    python app.py --endpoint http://HOST:8000  in front of any OpenAI-compatible server (vLLM, TGI, transformers serve)
+    python app.py --host 0.0.0.0 --port 7860   for other machines
+
+Model -> Chat -> page. The same file is the entry of a Space on Hugging Face.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from bnft.config import REPOSITORY, ModelConfig, default_environment, from_environment
+from bnft.errors import Interrupted, UserError, run_command
+from bnft.flags import Parser
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="app.py", description=__doc__)
+    parser.add_argument("--model", metavar="RUN|DIR|HUB_ID", help="what replies [newest run, else the embedded base]")
+    parser.add_argument("--load-in-4bit", action="store_true", help="quantise the weights: an 8B model in about 5 GB")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="an OpenAI-compatible server replies; --model is its name there"
+    )
+    parser.add_argument("--host", help="address to listen on [127.0.0.1, or GRADIO_SERVER_NAME]")
+    parser.add_argument("--port", type=int, help="port to listen on [the first free one from 7860]")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's tunnel, for 72 hours")
+    parser.add_argument("--output-dir", default="outputs", help="where runs are found and feedback is kept [outputs]")
+    return parser
+
+
+def read_flags(argv: list[str] | None) -> Namespace:
+    flags = build_parser().parse_args(argv)
+    if flags.endpoint and flags.load_in_4bit:
+        raise UserError("--load-in-4bit cannot change a model behind --endpoint", "Leave one of them out.")
+    if flags.port is not None and not 1 <= flags.port <= 65535:
+        raise UserError(f"--port {flags.port} is no port", "Take one from 1024 to 65535.")
+    return flags
+
+
+def find_source(flags: Namespace):
+    """What replies, loaded, and what is known about it.
+
+    Returns:
+        A function without arguments that gives the source of replies, and its `Served`.
+    """
+    from bnft.serving import Served, describe, newest_run, open_model
+
+    if flags.endpoint:
+        from bnft.endpoint import EndpointSource
+
+        remote = EndpointSource(flags.endpoint, flags.model)
+        print(f"model: {remote.model} at {remote.url}")
+        return lambda: remote, Served(remote.model.rsplit("/", 1)[-1])
+    chosen = flags.model or from_environment("BNFT_MODEL")
+    run = chosen or newest_run(Path(flags.output_dir).expanduser())
+    why = "as set" if chosen else "the newest run" if run else "no run found; python train.py makes one"
+    print(f"model: {run or 'embedded'} ({why})")
+    from bnft.models import load_model, load_tokenizer, resolve_dtype
+
+    config = ModelConfig(name=run or "embedded", load_in_4bit=flags.load_in_4bit)
+    found = open_model(config.name)
+    served = describe(found)
+    from bnft.chat import LocalSource
+
+    print("dtype: {} ({})".format(*resolve_dtype(config.dtype)))
+    return partial(LocalSource, load_model(found, config), load_tokenizer(found)), served
+
+
+def open_page(open_source, served, feedback: Path):
+    """The page and the counts of its chat's decisions."""
+    with ThreadPoolExecutor(1) as aside:
+        opening = aside.submit(open_source)  # mostly outside Python, so the rest is imported and fitted meanwhile
+        from bnft.chat import Chat
+        from bnft.feedback import FeedbackStore
+        from bnft.safety import CrisisDetector
+        from bnft.serving import TRAIN_COMMAND
+        from bnft.turns import Settings
+        from bnft.ui import build_demo
+        from bnft.ui_parts import About
+
+        detector = CrisisDetector.from_repository()
+        source = opening.result()
+    chat = Chat(source, detector, served.system_prompt)
+    demo = build_demo(
+        chat.reply,
+        chat.is_sensitive,
+        About(served.name, served.base, served.licence, served.metrics, "" if served.trained else TRAIN_COMMAND),
+        Settings.from_defaults(served.generation),
+        served.system_prompt,
+        FeedbackStore(feedback, served.name),
+        can_compare=source.can_compare,
+    )
+    return demo, chat.counts
+
+
+def serve(demo, flags: Namespace) -> str:
+    """The address at which the page is served from now on."""
+    from bnft.ui_look import launch_options
+
+    address = {"server_name": flags.host, "server_port": flags.port, "share": flags.share or None}
+    try:
+        _, local, public = demo.launch(prevent_thread_lock=True, **address, **launch_options())
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {flags.host or '127.0.0.1'}:{flags.port or 7860}: {error}",
+            "Choose another --host or --port.",
+        ) from error
+    return public or local
+
+
+def run(argv: list[str] | None) -> int:
+    flags = read_flags(argv)
+    default_environment("GRADIO_ANALYTICS_ENABLED", "False")
+    default_environment("HF_HUB_DISABLE_TELEMETRY", "1")
+    feedback = (REPOSITORY / flags.output_dir).expanduser() / "feedback"
+    open_source, served = find_source(flags)
+    print("opening the page")
+    demo, counts = open_page(open_source, served, feedback)
+    print(f"open {serve(demo, flags)} (Ctrl+C ends it)", flush=True)
+    signal.signal(signal.SIGTERM, end)
+    try:
+        threading.Event().wait()
+    finally:
+        demo.close(verbose=False)
+        print(f"messages by risk and by what told it: {counts.to_dict()}")
+    return 0
+
+
+def end(number: int, frame) -> None:
+    raise Interrupted(128 + number, "ended")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(lambda: run(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""One turn of a conversation: bounds, safety, prompt, reply as it is written, and a kind answer when that fails.
+
+`Chat.reply` works without a page and knows none; the model is a source behind it, local or on another machine.
+What people write is never logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from bnft.batching import BatchEngine, open_engine
+from bnft.endpoint import EndpointError
+from bnft.errors import UserError
+from bnft.line import Line, LineFull
+from bnft.prompts import encode_prompt, end_token_ids, trim_history, with_system
+from bnft.safety import Counts, CrisisDetector, Risk, Verdict, crisis_card, guess_country, safe_reply, whole_sentences
+from bnft.streaming import Engine, Piece, Sampling
+from bnft.turns import MAX_MESSAGE, Card, Settings, Update, clean_message, clean_reply, exchanges, says_something
+from bnft.ui_strings import text
+
+MAX_CONTEXT = 4096  # tokens of prompt and reply together; longer prompts take minutes on a CPU
+GRAVE = (Risk.SELF, Risk.OTHER)
+FAILURES = (RuntimeError, OSError, ValueError, LookupError, TypeError, MemoryError, EndpointError)
+log = logging.getLogger("bnft.chat")
+
+
+class Source(Protocol):
+    """Where replies come from.
+
+    Attributes:
+        seats: how many replies it writes at the same time.
+        can_compare: it can reply with its adapter off.
+    """
+
+    seats: int
+    can_compare: bool
+
+    def stream(
+        self, messages: Sequence[dict], sampling: Sampling, stop: threading.Event, base: bool = False
+    ) -> Iterator[Piece]: ...
+
+
+class LocalSource:
+    """A model of this process.
+
+    Args:
+        model: with or without an adapter on it.
+        engine: streams from that model; the one that suits it where none is given.
+    """
+
+    def __init__(self, model, tokenizer, engine: Engine | BatchEngine | None = None):
+        self.tokenizer = tokenizer
+        self.context = min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
+        self.engine = engine or open_engine(model, tokenizer, end_token_ids(tokenizer), self.context)
+        self.seats = self.engine.seats
+        self.can_compare = hasattr(model, "peft_config")
+
+    def stream(
+        self, messages: Sequence[dict], sampling: Sampling, stop: threading.Event, base: bool = False
+    ) -> Iterator[Piece]:
+        """Raises UserError when the newest message alone does not fit."""
+        room = max(self.context - sampling.max_new_tokens, self.context // 2)
+        ids = encode_prompt(self.tokenizer, trim_history(self.tokenizer, messages, room))
+        yield from self.engine.stream(ids, sampling, stop, base)
+
+
+class Chat:
+    """Replies to people.
+
+    Args:
+        source: the model.
+        detector: judges every message, and every reply before it is shown.
+        system_prompt: the one that the model was trained with.
+        line: who is served when; as many seats as the source has.
+    """
+
+    def __init__(self, source: Source, detector: CrisisDetector, system_prompt: str, line: Line | None = None):
+        self.source = source
+        self.detector = detector
+        self.system_prompt = system_prompt
+        self.counts = Counts()  # decisions about messages, never a text
+        self.line = Line(source.seats) if line is None else line
+
+    def reply(
+        self, message: Any, history: Sequence[dict], settings: Settings, stop: threading.Event | None = None
+    ) -> Iterator[Update]:
+        """Frames of the answer to `message`. Always ends with a finished one, whatever happens.
+
+        Args:
+            message: as it came from outside.
+            history: the conversation so far, from `read_history`.
+            stop: set it to end the reply early.
+        """
+        settings = settings.clamped()
+        stop = stop or threading.Event()
+        cleaned = clean_message(message)
+        if not says_something(cleaned):
+            yield Update(text("say_something", settings.language), finish_reason="refused")
+            return
+        verdict = self.detector.judge(cleaned, _said(history))
+        if not settings.base:  # the same message once more
+            self.counts.add(verdict)
+        card = self._card(verdict.risk, cleaned, history, settings)
+        if len(cleaned) > MAX_MESSAGE:
+            refusal = text("too_long", settings.language, limit=MAX_MESSAGE)
+            yield Update(refusal, card, finish_reason="refused")
+            return
+        yield Update(card=card)  # accepted; a card comes before the first word
+        prompt = with_system(
+            [*exchanges(history, settings.base), {"role": "user", "content": cleaned}], self.system_prompt
+        )
+        yield from self._guarded(prompt, verdict, card, settings, stop)
+
+    def is_sensitive(self, history: Sequence[dict]) -> bool:
+        """Whether anything in a conversation was a sign of crisis; such a one is never stored."""
+        said = _said(history)
+        return any(self.detector.judge(message, said[:i]).risk in GRAVE for i, message in enumerate(said))
+
+    def _card(self, risk: Risk, message: str, history: Sequence[dict], settings: Settings) -> Card | None:
+        # A grave card stays in sight for the rest of the talk; a softer one must not take its place.
+        if risk is Risk.NONE or (risk is Risk.SOFT and self.is_sensitive(history)):
+            return None
+        words = crisis_card(risk, settings.country or guess_country(message), settings.language)
+        return Card(words.title, words.text, words.lines, grave=risk in GRAVE)
+
+    def _guarded(
+        self, prompt: list[dict], verdict: Verdict, card: Card | None, settings: Settings, stop: threading.Event
+    ) -> Iterator[Update]:
+        """Waits for a turn and answers; every failure becomes a sentence.
+
+        Somebody in danger reads words first that were written for it, once in a talk. Where the danger was said in so
+        many words they are the whole reply: nothing that a model makes up stands beside them.
+        """
+        risk, opening = verdict.risk, _opening(verdict.risk, prompt, settings.language)
+        if opening and verdict.by == "phrase":
+            yield Update(opening, card, "stop")
+            return
+        try:
+            with self.line.join() as place:
+                for ahead in place.wait(stop):
+                    yield Update(card=card, ahead=ahead)
+                if stop.is_set():
+                    yield Update("", card, "stopped")
+                    return
+                yield from self._generated(prompt, risk, opening, card, settings, stop)
+        except LineFull:
+            yield self._instead("busy", "busy", risk, card, settings)
+        except UserError:  # the message has fewer characters than allowed, but too many tokens
+            yield self._instead("too_long", "refused", risk, card, settings, limit=MAX_MESSAGE // 4)
+        except FAILURES as error:
+            log.exception("a reply failed")
+            yield self._instead(_kind_of(error), "error", risk, card, settings)
+
+    def _generated(
+        self,
+        prompt: list[dict],
+        risk: Risk,
+        opening: str,
+        card: Card | None,
+        settings: Settings,
+        stop: threading.Event,
+    ) -> Iterator[Update]:
+        sampling = Sampling(
+            settings.max_new_tokens,
+            settings.temperature,
+            settings.top_p,
+            settings.repetition_penalty,
+            seed=time.time_ns() % 2**32,
+        )
+        shown = ""
+        for piece in self.source.stream(prompt, sampling, stop, settings.base):
+            if piece.text != shown and self.detector.judge_reply(piece.text):
+                if not piece.finish_reason and not self.detector.judge_reply(whole_sentences(piece.text)):
+                    continue  # held back: an unfinished sentence may yet turn ("... করো" and then " না")
+                stop.set()
+                log.warning("a reply was withheld")
+                yield Update(safe_reply(risk, settings.language), card, "withheld")
+                return
+            shown = piece.text
+            yield Update(f"{opening}\n\n{clean_reply(shown)}".strip(), card, piece.finish_reason)
+
+    def _instead(
+        self, key: str, reason: str, risk: Risk, card: Card | None, settings: Settings, **values: object
+    ) -> Update:
+        """This program's own sentence; a person in danger is answered even when the model cannot."""
+        sentence = text(key, settings.language, **values)
+        if risk in GRAVE:
+            sentence = f"{safe_reply(risk, settings.language)}\n\n{sentence}"
+        return Update(sentence, card, reason)
+
+
+def _said(history: Sequence[dict]) -> tuple[str, ...]:
+    return tuple(message["content"] for message in history if message["role"] == "user")
+
+
+def _opening(risk: Risk, prompt: Sequence[dict], language: str) -> str:
+    """Words for somebody in danger, unless they stand in the talk already; "" for everybody else."""
+    if risk not in GRAVE:
+        return ""
+    words = safe_reply(risk, language)
+    return "" if any(words in message["content"] for message in prompt if message["role"] == "assistant") else words
+
+
+def _kind_of(error: BaseException) -> str:
+    if isinstance(error, EndpointError):
+        return "unreachable"
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        free_device_memory()
+        return "out_of_memory"
+    return "failed"
+
+
+def free_device_memory() -> None:
+    """Gives back what a failed reply left cached on the GPU, so that the next one has room."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,71 @@
+"""What visitors thought of a reply, kept with their consent: append-only JSON lines for the next training.
+
+`kto.jsonl` (prompt, completion, label) is read by TRL's KTOTrainer, `dpo.jsonl` (prompt, chosen, rejected) by its
+DPOTrainer, both in the conversational form. Whoever calls this has asked for consent. Knows nothing about the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from bnft.records import now
+
+RATINGS, CORRECTIONS = "kto.jsonl", "dpo.jsonl"
+MAX_BYTES = 200 * 2**20  # of one file: a public page must not be able to fill the disk
+
+
+class FeedbackFull(Exception):
+    """The file has reached its bound."""
+
+
+class FeedbackStore:
+    """The two files of one folder, made at the first row.
+
+    Args:
+        folder: where they are kept; only their owner may read them.
+        model: name of the model that wrote the replies.
+    """
+
+    def __init__(self, folder: Path, model: str):
+        self.folder = folder
+        self.model = model
+
+    def rate(self, prompt: Sequence[dict], reply: str, liked: bool) -> None:
+        """One thumb, up or down.
+
+        Raises:
+            FeedbackFull: no room is left.
+        """
+        self._append(RATINGS, {"prompt": _plain(prompt), "completion": _reply(reply), "label": liked})
+
+    def improve(self, prompt: Sequence[dict], reply: str, better: str) -> None:
+        """One reply, and what a visitor would have liked to read in its place.
+
+        Raises:
+            FeedbackFull: no room is left.
+        """
+        self._append(CORRECTIONS, {"prompt": _plain(prompt), "chosen": _reply(better), "rejected": _reply(reply)})
+
+    def _append(self, name: str, row: dict) -> None:
+        line = json.dumps(row | {"model": self.model, "time": now()}, ensure_ascii=False) + "\n"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / name
+        with FileLock(str(self.folder / f".{name}.lock")):
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                if file.seek(0, os.SEEK_END) + len(line.encode()) > MAX_BYTES:
+                    raise FeedbackFull
+                file.write(line.encode())
+
+
+def _plain(messages: Sequence[dict]) -> list[dict]:
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _reply(content: str) -> list[dict]:
+    return [{"role": "assistant", "content": content}]

@@ -1,0 +1,204 @@
+"""What a run was and measured, in the form in which its card tells it.
+
+A value that the records lack is an error with its name. Knows nothing about templates or repositories.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bnft.config import FIELD_NAMES, RunConfig, recipe_names
+from bnft.errors import UserError
+from bnft.records import RESPONSES, read_json
+
+SAMPLES = 10
+MAIN = {
+    "bits_per_byte": "bits per byte (lower is better)",
+    "token_perplexity": "perplexity per token (lower is better)",
+    "ended_rate": "replies that end by themselves",
+    "cut_off_rate": "replies cut off (lower is better)",
+    "bengali_script_rate": "letters in Bengali script",
+    "replacement_char_rate": "replies with U+FFFD (lower is better)",
+    "repeated_4grams": "repeated 4-grams (lower is better)",
+    "reply_words": "words in a reply",
+    "chrf++": "chrF++",
+    "chrf": "chrF",
+    "bleu": "BLEU (intl)",
+    "bleu_13a": "BLEU (13a)",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+# Board power in watts, from the makers' data sheets; the energy told is this times the time.
+WATTS = {"T4": 70, "P100": 250, "V100": 300, "L4": 72, "A10G": 300, "A100": 400, "H100": 700, "H200": 700}
+WATTS_OF_ANOTHER_GPU, WATTS_A_CORE = 300, 15
+
+
+def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """All that a card says about a run, from its files.
+
+    Raises:
+        UserError: with the name of the value that is not there.
+    """
+    record, report = read_json(folder / "run.json"), read_json(folder / "data_report.json")
+    if not (folder / "metrics.json").is_file():
+        raise UserError(
+            f"the run {folder} has no metrics.json, and a card without numbers is none",
+            f"Measure it first: python train.py --eval-only {folder}",
+        )
+    metrics = read_json(folder / "metrics.json")
+    for name in ("loss.png", "base_against_tuned.png"):
+        if not (folder / "plots" / name).is_file():
+            raise UserError(f"the run {folder} has no plots/{name}", f"Make it: python train.py --eval-only {folder}")
+    try:
+        return {
+            "test": metrics["test"],
+            "decoding": metrics["decoding"],
+            "metrics": [_metric(name, metrics) for name in MAIN],
+            "raw_metrics": metrics["tuned"],
+            "samples": samples(folder / RESPONSES, config.seed),
+            "seed": config.seed,
+            "training": {
+                "steps": record["training"]["steps"],
+                "time": duration(record["training"]["seconds"]),
+                "best_step": record["training"]["best_step"],
+                "best_loss": record["training"]["best_eval_loss"],
+            },
+            "parameters": record["parameters"],
+            "dtype": record["dtype"],
+            "strategy": record["strategy"],
+            "settings": _settings(config, record["sources"]),
+            "data": _data(report, config),
+            "machine": _machine(record),
+            "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+            "reproduce": _reproduce(record, config),
+            "finished": record["finished"],
+        }
+    except KeyError as error:
+        raise UserError(
+            f"the records of {folder} lack {error.args[0]!r}, which the card has to say",
+            f"Finish and measure the run: python train.py --resume {folder}",
+        ) from error
+
+
+def _metric(name: str, metrics: dict) -> dict[str, Any]:
+    tuned, compared = metrics["tuned"][name], metrics["comparison"][name]
+    scale = 100 if tuned["unit"] == "share" else 1
+    suffix = " %" if scale == 100 else ""
+    values = [compared["base"], compared["tuned"], compared["difference"], compared["low"], compared["high"]]
+    base, after, difference, low, high = (None if v is None else v * scale for v in values)
+    digits = 3 if name == "bits_per_byte" else 2
+    interval = "" if low is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return {
+        "name": name,
+        "label": MAIN[name],
+        "n": tuned["n"],
+        "base": f"{base:.{digits}f}{suffix}",
+        "tuned": f"{after:.{digits}f}{suffix}",
+        "difference": f"{difference:+.{digits}f}{interval}",
+        "signature": tuned["signature"],
+    }
+
+
+def samples(path: Path, seed: int, count: int = SAMPLES) -> list[dict[str, str]]:
+    """Replies drawn by the seed, as quotations."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    drawn = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
+    keys = {"question": "question", "base": "base_reply", "tuned": "tuned_reply"}
+    return [{key: quoted(rows[i][column]) for key, column in keys.items()} for i in drawn]
+
+
+def quoted(text: str) -> str:
+    """Somebody's text inside a Markdown quotation: no markup of its own, one paragraph."""
+    for sign in "\\`*_[]<>#|":
+        text = text.replace(sign, f"\\{sign}" if sign != "<" else "&lt;")
+    return " ".join(text.split()) or "(nothing)"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _settings(config: RunConfig, sources: Mapping[str, str]) -> list[dict[str, str]]:
+    lines = []
+    for name in FIELD_NAMES:
+        value = _value(config, name)
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else _public(str(value))
+        shown = " ".join(shown.split()).replace("|", "\\|")
+        lines.append({"name": name, "value": shown, "source": sources[name]})
+    return lines
+
+
+def _value(config: RunConfig, name: str) -> Any:
+    """A setting by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _public(value: str) -> str:
+    """A value without folders of the machine it was made on."""
+    path = Path(value)
+    return path.name if path.is_absolute() or value.startswith(("~", "./", "../")) else value
+
+
+def _data(report: dict, config: RunConfig) -> dict[str, Any]:
+    def counts(reasons: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items()) or "nothing"
+
+    bundled = config.data.path == "bundled"
+    return {
+        "name": "The corpus that comes with the program (CC BY 4.0)" if bundled else f"`{_public(config.data.path)}`",
+        "sha256": report["sha256"],
+        "rows_read": report["rows_read"],
+        "rows_kept": report["rows_kept"],
+        "conversations": report["conversations"],
+        "splits": report["splits"],
+        "repaired": counts(report["repaired"]),
+        "dropped": counts(report["dropped"]),
+        "exact": report["duplicates"]["exact"],
+        "near": report["duplicates"]["near"],
+    }
+
+
+def _machine(record: dict) -> dict[str, Any]:
+    gpus: Sequence[str] = record.get("gpus", ())
+    if not gpus and record["dtype"] != "float32":
+        raise KeyError("gpus")
+    cores = record["cpu_cores"]
+    watts = sum(next((w for card, w in WATTS.items() if card in gpu), WATTS_OF_ANOTHER_GPU) for gpu in gpus)
+    seconds = record["training"]["seconds"] + record["seconds"]["evaluation"]
+    return {
+        "text": f"{', '.join(gpus) or 'No GPU'}, {cores} CPU cores, {record['system']}, Python {record['python']}",
+        "evaluation": duration(record["seconds"]["evaluation"]),
+        "peak_memory_gib": record["peak_memory_gib"],
+        "watt_hours": f"{(watts or cores * WATTS_A_CORE) * seconds / 3600:.2g}",
+        "watts_text": f"{watts} W of board power" if gpus else f"{WATTS_A_CORE} W a core",
+    }
+
+
+def _reproduce(record: dict, config: RunConfig) -> dict[str, str]:
+    words = ["python", "train.py", "--recipe", record["recipe"]]
+    for name, source in record["sources"].items():
+        if source.startswith("flag "):
+            value = _value(config, name)
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else _public(str(value))
+            words += [f"--{name}", text.lower() if value is None or isinstance(value, bool) else text]
+    commit, notes = record["git_commit"] or "", []
+    if commit.endswith("-dirty"):
+        notes.append("Some files differed from that commit.")
+    if not commit:
+        notes.append("The program was not in a git clone: no commit is known.")
+    if record["recipe"] not in recipe_names():
+        notes.append(f"The recipe {record['recipe']} is the table of settings above, as a YAML file.")
+    command = " ".join(shlex.quote(word) for word in words)
+    return {"commit": commit.removesuffix("-dirty") or "main", "command": command, "note": " ".join(notes)}

@@ -1,0 +1,97 @@
+"""Folders that are complete by themselves: adapter, merged weights and base, as plain transformers and PEFT load them.
+
+Copies, links and writes files; the weights themselves come from `merge`. Knows nothing about cards or the Hub's API.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bnft.base_weights import SIDE_FILES, HubBase, LocalBase
+from bnft.config import RunConfig
+from bnft.licences import Licence
+from bnft.merge import ADAPTER_WEIGHTS, INDEX
+from bnft.models import ADAPTER_NOTES
+from bnft.records import write_json
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.model",
+)
+PLOTS = ("loss.png", "base_against_tuned.png")
+
+
+def generation_defaults(
+    base: LocalBase | HubBase, config: RunConfig, end_ids: list[int], pad_id: int
+) -> dict[str, Any]:
+    """What `generate` does when nothing is asked for: the run's decoding, ending where this template's replies end."""
+    path = base.side_file("generation_config.json")
+    settings = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    chosen = config.generation
+    return settings | {
+        "do_sample": True,
+        "temperature": chosen.temperature,
+        "top_p": chosen.top_p,
+        "repetition_penalty": chosen.repetition_penalty,
+        "max_new_tokens": chosen.max_new_tokens,
+        "eos_token_id": end_ids,
+        "pad_token_id": pad_id,
+    }
+
+
+def stage_common(folder: Path, run: Path, generation: dict[str, Any], notes: dict[str, Any], licence: Licence) -> None:
+    """What adapter and merged model share: all but weights and card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_files(run / "lora_model", folder, TOKENIZER)
+    write_json(folder / "generation_config.json", generation)
+    write_json(folder / ADAPTER_NOTES, notes)
+    copy_files(run, folder, ("metrics.json",))
+    (folder / "plots").mkdir(exist_ok=True)
+    copy_files(run / "plots", folder / "plots", PLOTS)
+    _write_notice(folder, licence)
+
+
+def stage_adapter(folder: Path, lora: Path, base: str) -> None:
+    """The adapter with its base named as it is on the Hub; PEFT writes the folder of this machine there."""
+    copy_files(lora, folder, (ADAPTER_WEIGHTS,))
+    settings = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": base, "revision": None}
+    write_json(folder / "adapter_config.json", settings)
+
+
+def stage_base(folder: Path, base: LocalBase, lora: Path, licence: Licence) -> None:
+    """The base as it is, with the tokenizer that the adapter was trained with; weights are linked, not copied."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in (*base.names, INDEX, *SIDE_FILES):
+        if base.side_file(name):
+            _link(base.folder / name, folder / name)
+    copy_files(lora, folder, TOKENIZER)
+    _write_notice(folder, licence)
+
+
+def copy_files(source: Path, folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+            os.chmod(folder / name, 0o644)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another disk, or a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _write_notice(folder: Path, licence: Licence) -> None:
+    if licence.notice:
+        (folder / "NOTICE").write_text(licence.notice + "\n", encoding="utf-8")
