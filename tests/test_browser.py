@@ -32,17 +32,17 @@ TRAINED = os.environ.get("BNFT_TEST_RUN")
 PICTURES = os.environ.get("BNFT_SCREENSHOTS")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_folder(tiny, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("outputs"), tiny)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     return tmp_path_factory.mktemp("app-outputs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(run_folder, tiny, outputs):
     log = outputs / "log"
     environment = {} if TRAINED else {"BNFT_CACHE": str(Path(tiny.base).parent.parent)}
@@ -124,7 +124,7 @@ WATCH = """() => {
 }"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     sync_api = pytest.importorskip("playwright.sync_api")
     binary = shutil.which("chromium") or shutil.which("google-chrome")
@@ -166,8 +166,11 @@ class Visitor:
         self.page.wait_for_selector("#send", state="visible")
 
     def ask(self, message):
+        before = len(self.texts("bot"))
         self.write(message)
-        self.page.wait_for_selector("#stop", state="visible")
+        self.page.wait_for_function(
+            "before => document.querySelectorAll('#chat [data-testid=bot]').length > before", arg=before
+        )
         self.wait_for_reply()
 
     def texts(self, who, panel="chat"):

@@ -37,7 +37,7 @@ def check(tokenizer, table, ids):
     borders = {0, *accumulate(map(len, grapheme_clusters(whole)))}
     for text in shown:
         assert len(text) in borders or text.endswith(tuple("।॥.,;:?!…"))
-        assert not text.endswith(("\u200c", "\u200d", "\u09cd")) or not whole[len(text)].isalpha()
+        assert not text.endswith(("\u200c", "\u200d", "\u09cd")) or not whole[len(text) :][:1].isalpha()
     assert cut.startswith(shown[-1] if shown else "")
     assert cut == cut.strip()
     if whole.startswith(cut):  # else single bytes: the decode makes U+FFFD of whole characters before a torn one
