@@ -10,12 +10,14 @@ Model -> Chat -> page. The same file is the entry of a Space on Hugging Face.
 
 from __future__ import annotations
 
+import gc
 import signal
+import subprocess
 import sys
 import threading
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 from bnft.config import REPOSITORY, ModelConfig, default_environment, from_environment
@@ -46,12 +48,8 @@ def read_flags(argv: list[str] | None) -> Namespace:
     return flags
 
 
-def find_source(flags: Namespace):
-    """What replies, loaded, and what is known about it.
-
-    Returns:
-        A function without arguments that gives the source of replies, and its `Served`.
-    """
+def open_source(flags: Namespace):
+    """The source of replies, and what is known about it; the model is loaded when this returns."""
     from bnft.serving import Served, describe, newest_run, open_model
 
     if flags.endpoint:
@@ -59,8 +57,8 @@ def find_source(flags: Namespace):
 
         remote = EndpointSource(flags.endpoint, flags.model)
         print(f"model: {remote.model} at {remote.url}")
-        return lambda: remote, Served(remote.model.rsplit("/", 1)[-1])
-    chosen = flags.model or from_environment("BNFT_MODEL")
+        return remote, Served(remote.model.rsplit("/", 1)[-1])
+    chosen = flags.model or from_environment("BNFT_MODEL")  # a Space is told so
     run = chosen or newest_run(Path(flags.output_dir).expanduser())
     why = "as set" if chosen else "the newest run" if run else "no run found; python train.py makes one"
     print(f"model: {run or 'embedded'} ({why})")
@@ -71,25 +69,23 @@ def find_source(flags: Namespace):
     served = describe(found)
     from bnft.chat import LocalSource
 
+    source = LocalSource(load_model(found, config), load_tokenizer(found))
     print("dtype: {} ({})".format(*resolve_dtype(config.dtype)))
-    return partial(LocalSource, load_model(found, config), load_tokenizer(found)), served
+    return source, served
 
 
-def open_page(open_source, served, feedback: Path):
-    """The page and the counts of its chat's decisions."""
-    with ThreadPoolExecutor(1) as aside:
-        opening = aside.submit(open_source)  # mostly outside Python, so the rest is imported and fitted meanwhile
-        from bnft.chat import Chat
-        from bnft.feedback import FeedbackStore
-        from bnft.safety import CrisisDetector
-        from bnft.serving import TRAIN_COMMAND
-        from bnft.turns import Settings
-        from bnft.ui import build_demo
-        from bnft.ui_parts import About
+def open_page(source, served, feedback: Path, fitted: Callable[[], object] = lambda: None):
+    """The page and the counts of its chat's decisions. Calls `fitted` before the crisis classifier is needed."""
+    from bnft.chat import Chat
+    from bnft.feedback import FeedbackStore
+    from bnft.safety import CrisisDetector
+    from bnft.serving import TRAIN_COMMAND
+    from bnft.turns import Settings
+    from bnft.ui import build_demo
+    from bnft.ui_parts import About
 
-        detector = CrisisDetector.from_repository()
-        source = opening.result()
-    chat = Chat(source, detector, served.system_prompt)
+    fitted()
+    chat = Chat(source, CrisisDetector.from_repository(), served.system_prompt)
     demo = build_demo(
         chat.reply,
         chat.is_sensitive,
@@ -117,14 +113,38 @@ def serve(demo, flags: Namespace) -> str:
     return public or local
 
 
+def fit_aside() -> Callable[[], object]:
+    """Begins what takes the longest of a first start, in a process of its own; what is returned waits for it."""
+    from bnft.safety import CrisisDetector
+
+    if CrisisDetector.is_fitted():
+        return lambda: None
+    fit = "from bnft.safety import CrisisDetector; CrisisDetector.from_repository()"
+    # Should it fail, it is done again here, and fails in the open.
+    return subprocess.Popen([sys.executable, "-c", fit], cwd=REPOSITORY, stderr=subprocess.DEVNULL).wait
+
+
+@contextmanager
+def collector_paused():
+    """What is imported during a start stays: looking through it again and again takes a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
 def run(argv: list[str] | None) -> int:
     flags = read_flags(argv)
     default_environment("GRADIO_ANALYTICS_ENABLED", "False")
     default_environment("HF_HUB_DISABLE_TELEMETRY", "1")
     feedback = (REPOSITORY / flags.output_dir).expanduser() / "feedback"
-    open_source, served = find_source(flags)
-    print("opening the page")
-    demo, counts = open_page(open_source, served, feedback)
+    with collector_paused():
+        fitted = fit_aside()
+        source, served = open_source(flags)
+        print("opening the page")
+        demo, counts = open_page(source, served, feedback, fitted)
     print(f"open {serve(demo, flags)} (Ctrl+C ends it)", flush=True)
     signal.signal(signal.SIGTERM, end)
     try:

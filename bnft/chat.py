@@ -45,19 +45,31 @@ class Source(Protocol):
 
 
 class LocalSource:
-    """A model of this process.
+    """A model of this process. On a CPU it replies at once, and faster as soon as quicker weights are made.
 
     Args:
-        model: with or without an adapter on it.
+        model: with or without an adapter on it; its weights must not change afterwards.
         engine: streams from that model; the one that suits it where none is given.
     """
 
     def __init__(self, model, tokenizer, engine: Engine | BatchEngine | None = None):
         self.tokenizer = tokenizer
         self.context = min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
-        self.engine = engine or open_engine(model, tokenizer, end_token_ids(tokenizer), self.context)
-        self.seats = self.engine.seats
         self.can_compare = hasattr(model, "peft_config")
+        ends = end_token_ids(tokenizer)
+        if engine is None and model.device.type == "cpu":
+            self.engine = Engine(model, tokenizer, ends, quick=False)
+            threading.Thread(target=self._quicken, args=(model, tokenizer, ends)).start()
+        else:
+            self.engine = engine or open_engine(model, tokenizer, ends, self.context)
+        self.seats = self.engine.seats
+
+    def _quicken(self, *parts) -> None:
+        """Takes seconds, on one core; a reply that is being written keeps the engine with which it began."""
+        try:
+            self.engine = Engine(*parts)
+        except (RuntimeError, MemoryError):
+            log.exception("no quicker weights; replies go on at the model's own pace")
 
     def stream(
         self, messages: Sequence[dict], sampling: Sampling, stop: threading.Event, base: bool = False

@@ -200,17 +200,22 @@ class CrisisClassifier:
         return [Scores(*map(float, row)) for row in zip(crisis, other - self_, soft - none, strict=True)]
 
 
-def fitted_once(features: Features, examples: Path, phrases: Path) -> CrisisClassifier:
-    """The classifier out of the user's cache, or fitted and put there; its key covers the data and the code.
-
-    Args:
-        phrases: the file that `features` were made from.
-    """
+def kept_file(examples: Path, phrases: Path) -> Path:
+    """Where the user's cache keeps what is learnt from these files by this code."""
     rooms = [Path(__file__).with_name(name) for name in _CODE]
     digest = blake2b(digest_size=8)
     for path in (examples, phrases, *rooms):
         digest.update(path.read_bytes())
-    kept = cache_dir() / "crisis" / f"{digest.hexdigest()}.npz"
+    return cache_dir() / "crisis" / f"{digest.hexdigest()}.npz"
+
+
+def fitted_once(features: Features, examples: Path, phrases: Path) -> CrisisClassifier:
+    """The classifier out of the user's cache, or fitted and put there.
+
+    Args:
+        phrases: the file that `features` were made from.
+    """
+    kept = kept_file(examples, phrases)
     classifier = CrisisClassifier.load(features, kept)
     if classifier is None:
         classifier = CrisisClassifier.fitted(features, read_examples(examples, "fit"))

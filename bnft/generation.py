@@ -74,6 +74,8 @@ def _batch(model, tokenizer, prompts, settings, repetition_penalty: float) -> li
     import torch
     from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
+    from bnft.head import sliced_head
+
     started = time.monotonic()
     width = max(len(ids) for ids in prompts)
     pad = tokenizer.pad_token_id
@@ -81,7 +83,7 @@ def _batch(model, tokenizer, prompts, settings, repetition_penalty: float) -> li
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
     penalty = RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=width)
     processors = LogitsProcessorList([penalty] if repetition_penalty != 1 else [])
-    with torch.inference_mode():
+    with torch.inference_mode(), sliced_head(model):
         output = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
         )

@@ -7,11 +7,10 @@ adapters, data or the training loop's settings.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import torch
 
 from bnft.errors import UserError
+from bnft.head import head_replaced, products
 from bnft.prompts import IGNORED
 
 # Tokens whose logits exist at one time: 64 x 262,144 x 4 bytes = 64 MiB for Gemma.
@@ -31,13 +30,13 @@ class _HeadLogLikelihood(torch.autograd.Function):
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
         values = hidden.new_empty(len(targets), dtype=torch.float32)
+        room = hidden.new_empty(len(weight), min(CHUNK, len(targets)))
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = (hidden[part] @ weight.T).float()
-            norms = torch.logsumexp(logits, dim=-1, keepdim=True)
-            values[part] = (logits.gather(1, targets[part, None]) - norms)[:, 0]
+            scores, norms = _scores(hidden[part], weight, room)
+            values[part] = scores.gather(0, targets[None, part])[0] - norms
             if wants_gradient:
-                gradient[part] = weight[targets[part]] - _expected_row(logits - norms, weight)
+                gradient[part] = weight[targets[part]] - _expected_row(scores.sub_(norms), weight)
         if wants_gradient:
             ctx.save_for_backward(gradient)
         return values
@@ -48,25 +47,20 @@ class _HeadLogLikelihood(torch.autograd.Function):
         return upstream[:, None].to(gradient.dtype) * gradient, None, None
 
 
+def _scores(hidden, weight, room):
+    """Scores of all rows of the head, (rows, tokens), and their logsumexp, (tokens,). `room` holds the scores."""
+    scores = room[:, : len(hidden)]
+    norms = [part.float().logsumexp(0) for part in products(weight, hidden, scores)]
+    return scores.float(), torch.stack(norms).logsumexp(0)
+
+
 def _expected_row(log_probabilities, weight):
-    """Mean row of the head under each token's distribution: the softmax part of the gradient."""
-    if weight.shape[0] > FILTERED_VOCABULARY:
-        kept = (log_probabilities.amax(0) > torch.tensor(NEGLIGIBLE).log()).nonzero()[:, 0]
+    """Mean row of the head under each token's distribution, (tokens, columns): the softmax part of the gradient."""
+    if len(weight) > FILTERED_VOCABULARY:
+        kept = (log_probabilities.amax(1) > torch.tensor(NEGLIGIBLE).log()).nonzero()[:, 0]
         # Renormalised: the rows of a head share a large mean, which only cancels when the weights sum to one.
-        log_probabilities, weight = log_probabilities[:, kept].log_softmax(-1), weight[kept]
-    return log_probabilities.exp().to(weight.dtype) @ weight
-
-
-@contextmanager
-def _no_head(model):
-    """While open, the model returns its last hidden states in place of logits."""
-    head = model.get_output_embeddings()
-    forward = head.forward
-    head.forward = lambda hidden: hidden
-    try:
-        yield head
-    finally:
-        head.forward = forward
+        log_probabilities, weight = log_probabilities[kept].log_softmax(0), weight[kept]
+    return (weight.T @ log_probabilities.exp().to(weight.dtype)).T
 
 
 def reply_log_likelihoods(model, input_ids, labels, **inputs):
@@ -77,7 +71,7 @@ def reply_log_likelihoods(model, input_ids, labels, **inputs):
         inputs: the model's other inputs, `attention_mask` or `position_ids`.
     """
     scored = labels[:, 1:] != IGNORED
-    with _no_head(model) as head:
+    with head_replaced(model, lambda hidden: hidden) as head:
         hidden = model(input_ids=input_ids, use_cache=False, **inputs).logits
     settings = model.config.get_text_config()
     for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):

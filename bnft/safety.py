@@ -24,7 +24,7 @@ from typing import TypeVar
 import regex
 import yaml
 
-from bnft.crisis_classifier import CrisisClassifier, Features, Scores, fitted_once
+from bnft.crisis_classifier import CrisisClassifier, Features, Scores, fitted_once, kept_file
 from bnft.crisis_words import Lexicon, Pattern, fold
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -209,6 +209,11 @@ class CrisisDetector:
     def from_repository(cls) -> CrisisDetector:
         """Fitted from the `fit` rows of data/safety_examples.csv, once; later starts read what was learnt."""
         return cls(_phrases(), lambda features: fitted_once(features, EXAMPLES, PHRASES))
+
+    @staticmethod
+    def is_fitted() -> bool:
+        """Whether `from_repository` has only to read."""
+        return kept_file(EXAMPLES, PHRASES).is_file()
 
     def judge(self, message: str, history: Sequence[str] = ()) -> Verdict:
         """The gravest verdict on any part of a message.

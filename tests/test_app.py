@@ -61,8 +61,7 @@ def test_every_kind_of_model_is_taken(named, run_folder, kind, capsys, monkeypat
     flags = ["--model", named[kind]] if kind in named else ["--output-dir", str(run_folder.parent)]
     if kind == "environment":
         monkeypatch.setenv("BNFT_MODEL", named["merged"])
-    open_source, served = app.find_source(app.read_flags(flags))
-    source = open_source()
+    source, served = app.open_source(app.read_flags(flags))
     asked = [{"role": "user", "content": QUESTION}]
     *_, last = source.stream(asked, Sampling(8, 0.7, 0.9, 1.0, seed=1), threading.Event())
     assert last.tokens == 8

@@ -287,6 +287,19 @@ def test_a_tokenizer_that_is_not_there_or_torn(tiny_copy):
         load_tokenizer(source)
 
 
+@pytest.mark.parametrize("name", ["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
+def test_the_tokenizer_is_what_transformers_would_make_of_the_folder(name, request):
+    from transformers import AutoTokenizer
+
+    source = request.getfixturevalue(name)
+    read, own = load_tokenizer(source), AutoTokenizer.from_pretrained(source.base)
+    assert type(read) is type(own)
+    assert read.backend_tokenizer.to_str() == own.backend_tokenizer.to_str()
+    for told in ("chat_template", "special_tokens_map", "all_special_ids", "model_max_length", "name_or_path"):
+        assert getattr(read, told) == getattr(own, told), told
+    assert read.clean_up_tokenization_spaces == own.clean_up_tokenization_spaces
+
+
 # Tokens and types
 
 

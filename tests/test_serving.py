@@ -93,18 +93,17 @@ def test_the_newest_run_is_the_one_marked_or_else_the_youngest(tmp_path):
 # One process, for huggingface_hub reads its settings when it is imported.
 OPEN_FROM_HUB = """
 import os, sys, threading
-from app import find_source, read_flags
+from app import open_source, read_flags
 from bnft.errors import UserError
 from bnft.streaming import Sampling
 
 said = [{"role": "user", "content": "মন ভালো নেই।"}]
 for name in ("user/merged", "user/adapter", "user/merged", "user/pickled", "user/nothing"):
     try:
-        open_source, served = find_source(read_flags(["--model", name]))
+        source, served = open_source(read_flags(["--model", name]))
     except UserError as error:
         print("RESULT error", name, error.message)
         continue
-    source = open_source()
     *_, last = source.stream(said, Sampling(8, 0.7, 0.9, 1.0, seed=1), threading.Event())
     print("RESULT", name, served.name, served.system_prompt, source.can_compare, last.tokens)
     os.environ.pop("HF_TOKEN", None)
