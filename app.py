@@ -10,14 +10,11 @@ Model -> Chat -> page. The same file is the entry of a Space on Hugging Face.
 
 from __future__ import annotations
 
-import gc
 import signal
-import subprocess
 import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 from bnft.config import REPOSITORY, ModelConfig, default_environment, from_environment
@@ -113,33 +110,13 @@ def serve(demo, flags: Namespace) -> str:
     return public or local
 
 
-def fit_aside() -> Callable[[], object]:
-    """Begins what takes the longest of a first start, in a process of its own; what is returned waits for it."""
-    from bnft.safety import CrisisDetector
-
-    if CrisisDetector.is_fitted():
-        return lambda: None
-    fit = "from bnft.safety import CrisisDetector; CrisisDetector.from_repository()"
-    # Should it fail, it is done again here, and fails in the open.
-    return subprocess.Popen([sys.executable, "-c", fit], cwd=REPOSITORY, stderr=subprocess.DEVNULL).wait
-
-
-@contextmanager
-def collector_paused():
-    """What is imported during a start stays: looking through it again and again takes a tenth of the time."""
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
-
-
 def run(argv: list[str] | None) -> int:
     flags = read_flags(argv)
     default_environment("GRADIO_ANALYTICS_ENABLED", "False")
     default_environment("HF_HUB_DISABLE_TELEMETRY", "1")
     feedback = (REPOSITORY / flags.output_dir).expanduser() / "feedback"
+    from bnft.startup import collector_paused, fit_aside
+
     with collector_paused():
         fitted = fit_aside()
         source, served = open_source(flags)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -24,7 +24,7 @@ from typing import TypeVar
 import regex
 import yaml
 
-from bnft.crisis_classifier import CrisisClassifier, Features, Scores, fitted_once, kept_file
+from bnft.crisis_classifier import CrisisClassifier, Features, Scores, fitted_once
 from bnft.crisis_words import Lexicon, Pattern, fold
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -210,11 +210,6 @@ class CrisisDetector:
         """Fitted from the `fit` rows of data/safety_examples.csv, once; later starts read what was learnt."""
         return cls(_phrases(), lambda features: fitted_once(features, EXAMPLES, PHRASES))
 
-    @staticmethod
-    def is_fitted() -> bool:
-        """Whether `from_repository` has only to read."""
-        return kept_file(EXAMPLES, PHRASES).is_file()
-
     def judge(self, message: str, history: Sequence[str] = ()) -> Verdict:
         """The gravest verdict on any part of a message.
 
@@ -285,21 +280,3 @@ def _is_crisis(verdict: Verdict) -> bool:
 
 def _whose(scores: Scores) -> Risk:
     return Risk.OTHER if scores.other >= 0 else Risk.SELF
-
-
-class Counts:
-    """How many decisions there were, by risk and by layer; never a text."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, str]] = Counter()
-
-    def add(self, verdict: Verdict) -> None:
-        with self._lock:
-            self._counts[verdict.risk.value, verdict.by] += 1
-
-    def to_dict(self) -> dict[str, dict[str, int]]:
-        with self._lock:
-            counted = dict(self._counts)
-        risks = sorted({risk for risk, _ in counted})
-        return {risk: {by: n for (its, by), n in sorted(counted.items()) if its == risk} for risk in risks}

@@ -14,10 +14,10 @@ LAYERS = {
     0: {"errors", "config", "text", "flags", "allocator", "licences", "wishes", "line", "visits", "ui_strings"},
     1: {"prompts", "model_cache", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
     | {"metrics", "metric_modules", "plan", "progress", "plots"}
-    | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "emitter"}
+    | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "counts", "emitter"}
     | {"turns", "conversation", "feedback", "api", "ui_parts"}
-    | {"run_facts", "chat_figures", "hub_answers", "upload_scan"},
-    2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "reply_loss", "trainer"}
+    | {"startup", "run_facts", "chat_figures", "hub_answers", "upload_scan"},
+    2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "head", "reply_loss", "trainer"}
     | {"adapters", "cpu_weights", "gpu_weights", "streaming", "row_sampling", "rows", "batching", "endpoint"}
     | {"ui_look", "ui_layout"}
     | {"tensor_files", "merge", "base_weights", "staging", "space"},

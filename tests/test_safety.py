@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnft import safety
+from bnft.counts import Counts
 from bnft.crisis_classifier import CRISIS, fitted_once, read_examples
 from bnft.crisis_columns import letter_counts
 from bnft.crisis_words import Lexicon, Pattern, fold, skeleton
 from bnft.safety import (
     EXAMPLES,
     PHRASES,
-    Counts,
     CrisisDetector,
     Risk,
     Verdict,
