@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 from bnft.config import REPOSITORY, ModelConfig, default_environment, from_environment
@@ -71,18 +70,16 @@ def open_source(flags: Namespace):
     return source, served
 
 
-def open_page(source, served, feedback: Path, fitted: Callable[[], object] = lambda: None):
-    """The page and the counts of its chat's decisions. Calls `fitted` before the crisis classifier is needed."""
+def open_page(source, served, feedback: Path, detector):
+    """The page and the counts of its chat's decisions."""
     from bnft.chat import Chat
     from bnft.feedback import FeedbackStore
-    from bnft.safety import CrisisDetector
     from bnft.serving import TRAIN_COMMAND
     from bnft.turns import Settings
     from bnft.ui import build_demo
     from bnft.ui_parts import About
 
-    fitted()
-    chat = Chat(source, CrisisDetector.from_repository(), served.system_prompt)
+    chat = Chat(source, detector, served.system_prompt)
     demo = build_demo(
         chat.reply,
         chat.is_sensitive,
@@ -121,8 +118,14 @@ def run(argv: list[str] | None) -> int:
         fitted = fit_aside()
         source, served = open_source(flags)
         print("opening the page")
-        demo, counts = open_page(source, served, feedback, fitted)
+        from bnft.crisis_reader import CrisisReader
+        from bnft.safety import CrisisDetector
+
+        reader = CrisisReader()
+        fitted()
+        demo, counts = open_page(source, served, feedback, CrisisDetector.from_repository(reader))
     print(f"open {serve(demo, flags)} (Ctrl+C ends it)", flush=True)
+    reader.prepare()
     signal.signal(signal.SIGTERM, end)
     try:
         threading.Event().wait()

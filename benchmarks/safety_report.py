@@ -1,16 +1,18 @@
 """How well crises are found: on examples nobody looked at while rules were written, and by cross-validation.
 
-    python benchmarks/safety_report.py [--folds 5] [--no-held-out] [--output benchmarks/safety_report.md]
+    python benchmarks/safety_report.py [--no-folds] [--no-held-out] [--output benchmarks/safety_report.md]
 
-Prints and writes counts and rates only, never a text. The held-out part also tests every release,
+Prints and writes counts and rates only, never a text, and keeps the held-out ones in data/safety_figures.json, for the
+cards of models. What the reader says of examples it was not fitted on comes from benchmarks/crisis_folds.npz
+(`python -m bnft.crisis_training --fold K`, all five in one file). The held-out part also tests every release,
 so it must stay unread by whoever writes rules or examples; work with --no-held-out, which leaves the file alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
+import json
 import platform
 import sys
 import tempfile
@@ -23,11 +25,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bnft import safety
+from bnft.chat_figures import SAFETY_FIGURES, detector_fingerprint
 from bnft.crisis_classifier import CRISIS, CrisisClassifier, Example, read_examples
+from bnft.crisis_reader import CrisisReader
+from bnft.crisis_training import fingerprint, fold_of
 from bnft.safety import EXAMPLES, CrisisDetector, Risk
 
 RAISED = (Risk.SELF, Risk.OTHER)
-NEIGHBOURS = 12  # rows of the corpus that stay in one fold: they share a theme, often a talk
+FOLDS = Path(__file__).with_name("crisis_folds.npz")
 NOTES = Path(__file__).with_name("safety_notes.md")
 
 
@@ -53,8 +58,17 @@ def grouped(examples: list[Example], raised: list[bool], key) -> dict[str, list[
 
 def held_out(detector: CrisisDetector) -> list[str]:
     examples = read_examples(EXAMPLES, "held_out")
+    crises = [example.label in CRISIS for example in examples]
     verdicts = [detector.judge(example.text) for example in examples]
     raised = [verdict.risk in RAISED for verdict in verdicts]
+    figures = {
+        "examples": len(examples),
+        "crises": sum(crises),
+        "found": sum(r and c for r, c in zip(raised, crises, strict=True)),
+        "alarms": sum(r and not c for r, c in zip(raised, crises, strict=True)),
+        "detector": detector_fingerprint(),
+    }
+    SAFETY_FIGURES.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     confusion = Counter(
         (example.label, verdict.risk.value) for example, verdict in zip(examples, verdicts, strict=True)
     )
@@ -72,52 +86,41 @@ def held_out(detector: CrisisDetector) -> list[str]:
     return lines
 
 
-def places_in_corpus() -> dict[str, int]:
-    with (safety.DATA / "corpus.csv").open(encoding="utf-8", newline="") as file:
-        return {row["Questions"].strip(): i for i, row in enumerate(csv.DictReader(file))}
+def read_by_reader(examples: list[Example]) -> np.ndarray:
+    """The reader's log-odds for each example, by an adapter fitted without its fold."""
+    kept = np.load(FOLDS, allow_pickle=False)
+    if str(kept["examples"]) != fingerprint(examples):
+        raise SystemExit(f"{FOLDS} is of other examples; fit all folds again: python -m bnft.crisis_training --fold 0")
+    return kept["log_odds"]
 
 
-def folds_of(examples: list[Example], corpus: dict[str, int], folds: int):
-    """Rows to fit on and rows to test on; neighbouring rows of the corpus are never on both sides."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    kinds = [f"{example.label} {example.kind}" for example in examples]
-    places = [corpus.get(example.text.strip()) for example in examples]
-    groups = [-1 - i if place is None else place // NEIGHBOURS for i, place in enumerate(places)]
-    return StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(kinds, kinds, groups)
-
-
-def cross_validated(detector: CrisisDetector, folds: int) -> list[str]:
-    """The classifier alone; this is where its threshold comes from."""
-    examples, corpus = read_examples(EXAMPLES, "fit"), places_in_corpus()
-    crisis = np.zeros(len(examples))
-    for fit, test in folds_of(examples, corpus, folds):
-        classifier = CrisisClassifier.fitted(detector.features, [examples[i] for i in fit])
-        crisis[test] = [scores.crisis for scores in classifier.scores([examples[i].text for i in test])]
-    raised = [bool(score >= 0) for score in crisis]
-    lines = ["", f"## Fit part ({len(examples)} examples), {folds}-fold cross-validation, classifier alone"]
-    lines += table("label", grouped(examples, raised, lambda example: example.label))
-    lines += table("kind", grouped(examples, raised, lambda example: f"{example.label} {example.kind}"))
-    lines += table("form", grouped(examples, raised, lambda example: example.form))
+def cross_validated(detector: CrisisDetector) -> list[str]:
+    """Classifier, and classifier with reader; weights and thresholds come from here."""
+    examples = read_examples(EXAMPLES, "fit")
+    folds = np.array([fold_of(i) for i in range(len(examples))])
+    alone = np.zeros(len(examples))
+    for fold in range(folds.max() + 1):
+        fit = [examples[i] for i in np.flatnonzero(folds != fold)]
+        test = [examples[i].text for i in np.flatnonzero(folds == fold)]
+        classifier = CrisisClassifier.fitted(detector.features, fit)
+        alone[folds == fold] = [scores.crisis for scores in classifier.scores(test)]
+    odds = np.clip(read_by_reader(examples), -safety.READER_MOST, safety.READER_MOST)
+    both = alone - safety.READER_FROM + safety.READER_WEIGHT * odds
+    lines = ["", f"## Fit part ({len(examples)} examples), {folds.max() + 1}-fold cross-validation, no phrases"]
+    for name, crisis in (("classifier and reader", both), ("classifier alone", alone)):
+        raised = [bool(score >= 0) for score in crisis]
+        lines += ["", f"### With {name}"]
+        lines += table("label", grouped(examples, raised, lambda example: example.label))
+        lines += table("kind", grouped(examples, raised, lambda example: f"{example.label} {example.kind}"))
+        lines += table("form", grouped(examples, raised, lambda example: example.form))
     risky = np.array([example.label in CRISIS for example in examples])
     ordinary = np.array([example.kind == "companion" for example in examples])
-    of_corpus = np.array([example.text.strip() in corpus for example in examples]) & ordinary
     lines += ["", "| threshold moved by | recall | false alarms, hard negatives | false alarms, ordinary talk |"]
     lines += ["| --- | --- | --- | --- |"]
     for move in (-2, -1, 0, 1, 2, 3, 4):
-        above = crisis >= move
+        above = both >= move
         parts = (risky, ~risky & ~ordinary, ordinary)
         lines.append(f"| {move:+d} | " + " | ".join(f"{100 * above[part].mean():.1f} %" for part in parts) + " |")
-    known = np.array([detector.judge(example.text).risk in RAISED for example in examples])
-    lines += ["", "## Ordinary talk", ""]
-    lines += [
-        "| turns | not fitted on, nor their neighbours in the corpus | as shipped: fitted on |",
-        "| --- | --- | --- |",
-    ]
-    for name, part in (("the bundled corpus outside crisis", of_corpus), ("openers, answers", ordinary & ~of_corpus)):
-        counts = (share((above & part).sum(), part.sum()) for above in (crisis >= 0, known))
-        lines.append(f"| {name} | " + " | ".join(counts) + " |")
-    lines += ["", "False alarms; the first column is what to expect of a theme that the examples do not have."]
     return lines
 
 
@@ -135,38 +138,42 @@ def seconds_to_start() -> tuple[float, float]:
 
 
 def milliseconds_a_message(detector: CrisisDetector) -> float:
-    texts = [f"{example.text} ." for example in read_examples(EXAMPLES, "fit")[:500]]  # not what was judged before
-    started = time.process_time()
+    texts = [f"{example.text} ." for example in read_examples(EXAMPLES, "fit")[::60]]  # not what was judged before
+    started = time.monotonic()
     for text in texts:
         detector.judge(text)
-    return 1000 * (time.process_time() - started) / len(texts)
+    return 1000 * (time.monotonic() - started) / len(texts)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folds", type=int, default=5, help="0 leaves cross-validation out")
+    parser.add_argument("--no-folds", action="store_true", help="leave cross-validation out")
     parser.add_argument("--no-held-out", action="store_true", help="leave the held-out part alone")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     args = parser.parse_args(argv)
     import regex
     import sklearn
 
-    detector = CrisisDetector.from_repository()
+    started = time.monotonic()
+    reader = CrisisReader()
+    reader("এক দুই তিন")
+    opening = time.monotonic() - started
+    detector = CrisisDetector.from_repository(reader)
     fitting, loading = seconds_to_start()
     lines = [
         "# Crisis detection, measured",
         "",
         f"{datetime.date.today()}; Python {platform.python_version()}, scikit-learn {sklearn.__version__}, "
         f"regex {regex.__version__}, numpy {np.__version__}. Fitted in {fitting:.1f} s of CPU, once; read back at "
-        f"later starts in {loading:.2f} s. A message is judged in {milliseconds_a_message(detector):.1f} ms of CPU.",
-        "Recall: self and other raised as a crisis. False alarm: soft and none raised as a crisis. Two thirds of the",
-        "`none` examples were written to be mistaken for a crisis.",
+        f"later starts in {loading:.2f} s; the reader is open after {opening:.1f} s. A message is judged in "
+        f"{milliseconds_a_message(detector):.0f} ms (two cores).",
+        "Recall: self and other raised as a crisis. False alarm: soft and none raised as a crisis.",
         *([] if not NOTES.exists() else ["", NOTES.read_text(encoding="utf-8").strip()]),
     ]
     if not args.no_held_out:
         lines += held_out(detector)
-    if args.folds:
-        lines += cross_validated(detector, args.folds)
+    if not args.no_folds:
+        lines += cross_validated(detector)
     args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     return 0

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bnft.config import REPOSITORY, RunConfig
+from bnft.crisis_cards import help_lines
 from bnft.errors import UserError
 from bnft.licences import Licence
 from bnft.run_facts import MAIN, read_run
-from bnft.safety import help_lines
 
 TEMPLATES = REPOSITORY / "model_card"
 

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 from bnft.batching import BatchEngine, open_engine
 from bnft.counts import Counts
+from bnft.crisis_cards import crisis_card, guess_country, safe_reply
 from bnft.endpoint import EndpointError
 from bnft.errors import UserError
 from bnft.line import Line, LineFull
 from bnft.prompts import encode_prompt, end_token_ids, trim_history, with_system
-from bnft.safety import CrisisDetector, Risk, Verdict, crisis_card, guess_country, safe_reply, whole_sentences
+from bnft.safety import CrisisDetector, Risk, Verdict, whole_sentences
 from bnft.streaming import Engine, Piece, Sampling
 from bnft.turns import MAX_MESSAGE, Card, Settings, Update, clean_message, clean_reply, exchanges, says_something
 from bnft.ui_strings import text

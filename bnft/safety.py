@@ -1,9 +1,9 @@
-"""Crisis detection, help lines, and what is said to a person who may be at risk.
+"""Crisis detection.
 
-Each turn is read by two layers: direct phrases, few and sure, and a classifier fitted from written examples
-(bnft/crisis_classifier.py). Everything that can be edited lies in data/: crisis_phrases.yaml, crisis_cards.yaml,
-help_lines.yaml, safety_examples.csv. Nothing here keeps or logs a text: what was judged before is known by a digest,
-and `Counts` counts decisions.
+Each turn is read by direct phrases, few and sure, by a classifier fitted from written examples
+(bnft/crisis_classifier.py), and, where the two leave a doubt, by a reader that is handed in: a language model
+(bnft/crisis_reader.py). What can be edited lies in data/: crisis_phrases.yaml and safety_examples.csv. Nothing here
+keeps or logs a text: what was judged before is known by a digest.
 """
 
 from __future__ import annotations
@@ -13,30 +13,33 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from enum import Enum
 from functools import cache
 from hashlib import blake2b
 from itertools import chain
-from pathlib import Path
 from typing import TypeVar
 
 import regex
 import yaml
 
+from bnft.config import REPOSITORY
 from bnft.crisis_classifier import CrisisClassifier, Features, Scores, fitted_once
 from bnft.crisis_words import Lexicon, Pattern, fold
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = REPOSITORY / "data"
 EXAMPLES, PHRASES = DATA / "safety_examples.csv", DATA / "crisis_phrases.yaml"
 REMEMBERED = 2_000  # judgements that need not be made again
 WINDOW = 400  # characters judged at once, so that one sentence is not drowned in a long message
+READ_WINDOWS = 10  # of a longer message the reader is not asked: it takes a tenth of a second for each
 MOST_READ = 20_000  # characters read from each end of a longer message
 SHORT = 4  # words; a turn this short ("হ্যাঁ", "আজ রাতে") is read together with the turn before it
 LOOK_BACK = 3  # earlier turns that such a short turn may answer to
+# How the reader's log-odds join the classifier's, by cross-validation alone; a classifier surer than that need not ask.
+READER_WEIGHT, READER_FROM, READER_MOST = 1.2, -0.44, 8.0
 DENIED_WITHIN = 3  # words after a harmful phrase in a reply: "তুমি ফালতু কথা বলছ না"
 _CLAUSE_END = regex.compile(r"[,;:—–]|\bকিন্তু\b|\bবরং\b")
 T = TypeVar("T")
+Reader = Callable[[str], float | None]
 _QUOTED = regex.compile('"[^"]{1,80}"|“[^”]{1,80}”|‘[^’]{1,80}’|«[^»]{1,80}»')
 _SENTENCE = regex.compile(r"[^।॥৷.?!\n]*[।॥৷.?!\n]*")
 
@@ -53,7 +56,7 @@ class Verdict:
     """A decision about one turn.
 
     Attributes:
-        by: which layer decided: "phrase", "classifier", or "none" when nothing was found.
+        by: which layer decided: "phrase", "classifier", "reader", or "none" when nothing was found.
         score: how strongly a crisis is suspected, 0 to 1; from 0.5 on it is one.
     """
 
@@ -62,87 +65,13 @@ class Verdict:
     score: float
 
 
-@dataclass(frozen=True)
-class HelpLine:
-    """A line to call; `number` is for reading (Bengali digits), `tel` for the tel: link."""
-
-    name_bn: str
-    name_en: str
-    number: str
-    tel: str
-    hours_bn: str
-    hours_en: str
-    country: str
-    status: str
-    source: str
-    checked: date
-
-
-@dataclass(frozen=True)
-class CrisisCard:
-    title: str
-    text: str
-    lines: tuple[HelpLine, ...]
-
-
-def _read(name: str):
+def read_yaml(name: str):
     return yaml.load((DATA / name).read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 @cache
-def _phrases() -> dict:
-    return _read("crisis_phrases.yaml")
-
-
-@cache
-def _cards() -> dict:
-    return _read("crisis_cards.yaml")
-
-
-@cache
-def _all_lines() -> tuple[HelpLine, ...]:
-    return tuple(HelpLine(**line) for line in _read("help_lines.yaml"))
-
-
-def help_lines(country: str | None) -> tuple[HelpLine, ...]:
-    """The lines of a country ("BD" or "IN"); all of them where the country is not known."""
-    return tuple(line for line in _all_lines() if line.country == country) or _all_lines()
-
-
-def _words_for(language: str) -> dict:
-    return _cards().get(language, _cards()["bn"])
-
-
-def crisis_card(risk: Risk, country: str | None, language: str = "bn") -> CrisisCard:
-    """The card shown before a reply: to the person at risk, to a friend of one, or one soft sentence with the lines."""
-    words = _words_for(language)[(Risk.SOFT if risk is Risk.NONE else risk).value]
-    return CrisisCard(words["title"], words["text"], help_lines(country))
-
-
-def safe_reply(risk: Risk, language: str = "bn") -> str:
-    """What is said instead of a reply that was withheld."""
-    return _words_for(language)[risk.value]["reply"]
-
-
-@cache
-def _country_words() -> dict[str, tuple[tuple[str, int], ...]]:
-    return {
-        country: tuple(
-            (fold(word), weight) for key, weight in (("places", 2), ("words", 1)) for word in told[key].split()
-        )
-        for country, told in _phrases()["countries"].items()
-    }
-
-
-def guess_country(message: str) -> str | None:
-    """ "BD" or "IN" by place names and vocabulary; None unless the signs are at least two and all of one country."""
-    words = set(fold(message[:MOST_READ]).split())
-    points = {
-        country: sum(weight for stem, weight in known if any(word.startswith(stem) for word in words))
-        for country, known in _country_words().items()
-    }
-    sure = [country for country, sum_ in points.items() if sum_ >= 2]
-    return sure[0] if len(sure) == 1 and sum(points.values()) == points[sure[0]] else None
+def phrases() -> dict:
+    return read_yaml("crisis_phrases.yaml")
 
 
 def windows(message: str) -> list[str]:
@@ -188,11 +117,13 @@ def _remembering(judge: Callable[[str], T]) -> Callable[[str], T]:
 class CrisisDetector:
     """Judges messages and replies; build it once with `from_repository`, then share it between threads."""
 
-    def __init__(self, phrases: dict, classifier: Callable[[Features], CrisisClassifier]):
+    def __init__(self, phrases: dict, classifier: Callable[[Features], CrisisClassifier], reader: Reader | None = None):
         """Args:
         phrases: as data/crisis_phrases.yaml holds them.
         classifier: given what is counted in a text, returns the fitted classifier.
+        reader: gives log-odds of a crisis, or None when it cannot tell.
         """
+        self._reader = reader
         frames = {name: [Pattern(one) for one in patterns] for name, patterns in phrases["frames"].items()}
         self._direct = [Pattern(one) for one in phrases["direct"]]
         self._urges, self._belittles = ([Pattern(one) for one in phrases[name]] for name in ("urges", "belittles"))
@@ -206,9 +137,9 @@ class CrisisDetector:
         self._verdict_on, self._harms = _remembering(self._judge_window), _remembering(self._is_harmful)
 
     @classmethod
-    def from_repository(cls) -> CrisisDetector:
+    def from_repository(cls, reader: Reader | None = None) -> CrisisDetector:
         """Fitted from the `fit` rows of data/safety_examples.csv, once; later starts read what was learnt."""
-        return cls(_phrases(), lambda features: fitted_once(features, EXAMPLES, PHRASES))
+        return cls(phrases(), lambda features: fitted_once(features, EXAMPLES, PHRASES), reader)
 
     def judge(self, message: str, history: Sequence[str] = ()) -> Verdict:
         """The gravest verdict on any part of a message.
@@ -233,21 +164,35 @@ class CrisisDetector:
         return any(self._harms(sentence) for sentence in sentences)
 
     def _judge_text(self, message: str) -> Verdict:
-        verdicts = [self._verdict_on(window) for window in windows(message)]
+        parts = windows(message)
+        judge = self._verdict_on if len(parts) <= READ_WINDOWS else self._judge_window_quickly
+        verdicts = [judge(window) for window in parts]
         return max(verdicts, key=lambda v: (list(Risk).index(v.risk), v.score), default=Verdict(Risk.NONE, "none", 0.0))
 
-    def _judge_window(self, text: str) -> Verdict:
+    def _judge_window_quickly(self, text: str) -> Verdict:
+        return self._judge_window(text, read=False)
+
+    def _judge_window(self, text: str, read: bool = True) -> Verdict:
         if len(fold(text)) < 2:  # a single letter says nothing
             return Verdict(Risk.NONE, "none", 0.0)
         (scores,) = self._classifier.scores([text])
-        probability = 1 / (1 + math.exp(-max(-30.0, min(30.0, scores.crisis))))
         if self._says_directly(text):
-            return Verdict(_whose(scores), "phrase", max(probability, 0.99))
-        if scores.crisis >= 0:
-            return Verdict(_whose(scores), "classifier", probability)
+            return Verdict(_whose(scores), "phrase", max(_probability(scores.crisis), 0.99))
+        crisis, by = self._read(text, scores.crisis) if read else (scores.crisis, "classifier")
+        probability = _probability(crisis)
+        if crisis >= 0:
+            return Verdict(_whose(scores), by, probability)
         if scores.soft >= 0:
             return Verdict(Risk.SOFT, "classifier", probability)
         return Verdict(Risk.NONE, "none", probability)
+
+    def _read(self, text: str, crisis: float) -> tuple[float, str]:
+        """The classifier's score, with the reader's where that could change the decision, and which of them decided."""
+        if self._reader and abs(crisis - READER_FROM) <= READER_WEIGHT * READER_MOST:
+            odds = self._reader(text)
+            if odds is not None:
+                return crisis - READER_FROM + READER_WEIGHT * max(-READER_MOST, min(READER_MOST, odds)), "reader"
+        return crisis, "classifier"
 
     def _says_directly(self, text: str) -> bool:
         atoms = self._lexicon.atoms(fold(text))
@@ -276,6 +221,10 @@ class CrisisDetector:
 
 def _is_crisis(verdict: Verdict) -> bool:
     return verdict.risk in (Risk.SELF, Risk.OTHER)
+
+
+def _probability(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, log_odds))))
 
 
 def _whose(scores: Scores) -> Risk:

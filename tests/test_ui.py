@@ -9,8 +9,8 @@ import pytest
 
 from bnft import ui_strings
 from bnft.api import to_json
+from bnft.crisis_cards import help_lines
 from bnft.feedback import CORRECTIONS, RATINGS, FeedbackStore
-from bnft.safety import help_lines
 from bnft.turns import Card, Settings, Update
 from bnft.ui import Page, build_demo
 from bnft.ui_layout import TRANSLATED, words
