@@ -25,15 +25,11 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.questions import QUESTIONS
 from bnft.config import DataConfig, ModelConfig
 from bnft.models import find_model, load_model, load_tokenizer
 from bnft.prompts import encode_prompt, with_system
 
-QUESTIONS = (
-    "কাল পরীক্ষা, খুব ভয় লাগছে। কী করব?",
-    "মা অসুস্থ, রাতে ঘুমাতে পারি না। সারাক্ষণ মনে হয় খারাপ কিছু হয়ে যাবে, কাউকে বলতেও পারি না।",
-    "চাকরিটা চলে গেল আজ। বাড়িতে কীভাবে বলব জানি না, সবাই আমার উপর নির্ভর করে আছে।",
-)
 GENERATE, STREAMING, QUICK = "`generate`", "`Engine.stream`, no quick copies", "`Engine.stream`"
 TIE = 1e-3  # two scores nearer than this are a tie in float32
 RESULTS = Path(__file__).with_suffix(".md")

@@ -225,7 +225,8 @@ def _plain_tokenizer(folder: Path):
     settings = _read_settings(notes)
     if settings.pop("tokenizer_class", None) != "TokenizersBackend" or settings.keys() - _PLAIN_SETTINGS:
         return None
-    json.loads(file.read_text(encoding="utf-8"))  # of a torn file, the tokenizers library says nothing helpful
+    if not file.read_bytes().rstrip().endswith(b"}"):
+        json.loads(file.read_text(encoding="utf-8"))  # of a torn file, the tokenizers library says nothing helpful
     template_text = template.read_text(encoding="utf-8")
     return PreTrainedTokenizerFast(
         tokenizer_file=str(file), chat_template=template_text, name_or_path=str(folder), **settings

@@ -5,6 +5,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import by huggingface_hub: no test asks the network
 
+from pathlib import Path
+
 import pytest
 
 from bnft.config import ModelConfig
@@ -50,10 +52,13 @@ def conversations():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """The tiny random Llama as a `ModelSource`."""
+def tiny(tmp_path_factory, embedded):
+    """The tiny random Llama as a `ModelSource`, in a cache of its own beside the embedded model."""
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "models").mkdir()
+    (cache / "models" / Path(embedded.base).name).symlink_to(embedded.base)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BNFT_CACHE", str(tmp_path_factory.mktemp("cache")))  # made in a second, never an old one
+        patch.setenv("BNFT_CACHE", str(cache))  # made in a second, never an old one
         return find_model("smoke", announce=lambda text: None)
 
 

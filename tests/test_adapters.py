@@ -9,14 +9,15 @@ from bnft.adapters import AdaptedLinear, AdapterSwitch, switched_copy
 IDS = torch.tensor([[7, 300, 41, 1999, 5, 23]])
 
 
-def adapted(model, **options):
+def adapted(model, spread=0.2, **options):
+    """The model with an adapter that changes what it says."""
     options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]} | options
     model = get_peft_model(model, LoraConfig(**options)).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(0, 0.2)
+                parameter.normal_(0, spread)
     return model
 
 

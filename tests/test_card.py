@@ -306,8 +306,11 @@ def test_the_scan_lets_honest_files_through(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"hf_" + b"A" * 40)  # random bytes may look like anything
     (tmp_path / "tokenizer.json").write_text('{"hf_short": 1, "sk-": 2}')
     scan(tmp_path, ["", "secret"], [CORPUS])
+    (tmp_path / "notes.md").write_text("hf_" + "A" * 40)  # the same in a text is a key
+    with pytest.raises(UserError, match=r"notes\.md"):
+        scan(tmp_path, ["", "secret"], [CORPUS])
 
 
-def test_this_repository_holds_no_key():
-    for folder in ("bnft", "model_card", "notebooks", "recipes"):
-        scan(Path(TEMPLATES.parent / folder), [], [])
+@pytest.mark.parametrize("folder", ["bnft", "model_card", "notebooks", "recipes"])
+def test_this_repository_holds_no_key(folder):
+    assert scan(Path(TEMPLATES.parent / folder), [], []) is None

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from bnft import cpu_weights
 from bnft.adapters import AdaptedLinear, AdapterSwitch
 from bnft.config import ModelConfig
 from bnft.cpu_weights import HalfLinear, ScreenedHead, has_fast_kernels, quick_copy, quick_head
 from bnft.models import load_model
+from tests.test_adapters import adapted
 
 pytestmark = pytest.mark.skipif(not has_fast_kernels(), reason="needs FBGEMM (x86 with AVX2)")
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -24,17 +24,6 @@ def halved_model(tiny_model):
         for parameter in tiny_model.parameters():
             parameter.copy_((parameter * 256).round() / 256)
     return tiny_model
-
-
-def adapted(model, **options):
-    options = {"r": 4, "lora_alpha": 8, "target_modules": PROJECTIONS} | options
-    model = get_peft_model(model, LoraConfig(**options)).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.1)
-    return model
 
 
 def hidden(body):
@@ -71,7 +60,7 @@ def test_the_largest_layers_come_first_when_memory_is_short(halved_model):
 
 
 def test_an_adapter_is_on_and_off_as_the_switch_says(halved_model):
-    model = adapted(halved_model)
+    model = adapted(halved_model, 0.1, target_modules=PROJECTIONS)
     body, switch = model.get_base_model().model, AdapterSwitch()
     quick = quick_copy(body, 10**9, switch)
     assert {"AdaptedLinear", "HalfLinear"} <= set(kinds(quick))
@@ -88,19 +77,19 @@ def test_an_adapter_is_on_and_off_as_the_switch_says(halved_model):
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
 def test_an_adapter_of_another_kind_gets_no_copy(halved_model, options):
-    body = adapted(halved_model, **options).get_base_model().model
+    body = adapted(halved_model, 0.1, **{"target_modules": PROJECTIONS} | options).get_base_model().model
     assert quick_copy(body, 10**9) is None
 
 
 def test_a_merged_adapter_gets_no_copy(halved_model):
-    model = adapted(halved_model)
+    model = adapted(halved_model, 0.1, target_modules=PROJECTIONS)
     model.merge_adapter()
     body = model.get_base_model().model
     assert quick_copy(body, 10**9) is None
 
 
 def test_an_adapter_on_some_layers_only(halved_model):
-    body = adapted(halved_model, target_modules=["q_proj", "v_proj"]).get_base_model().model
+    body = adapted(halved_model, 0.1, target_modules=["q_proj", "v_proj"]).get_base_model().model
     quick = quick_copy(body, 10**9)
     assert sum(isinstance(module, AdaptedLinear) for module in quick.modules()) == 4
     torch.testing.assert_close(hidden(quick), hidden(body), rtol=1e-4, atol=1e-5)

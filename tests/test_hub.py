@@ -212,6 +212,7 @@ def test_a_token_that_will_not_do_is_refused_before_any_work(hub, server, monkey
 
 def test_an_organisation_of_ones_own_is_fine(hub):
     hub.sign_in(["user", "team"])
+    assert "team" in [org["name"] for org in hub.account["orgs"]]
 
 
 def test_the_hub_s_pause_is_kept(hub, server, told, folder):

@@ -1,0 +1,68 @@
+"""A model of Llama 3.1 8B's shape with random weights: made on a GPU, in the folder that is given."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from bnft.config import ModelConfig
+from bnft.models import ModelSource, find_model, load_model, load_tokenizer
+
+
+def make_model(folder: Path, tokenizer: Path | None) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = model.to_empty(device="cuda")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.fill_(1.0) if "norm" in name else value.normal_(0, 0.02)
+    model.save_pretrained(folder)
+    source = tokenizer or Path(find_model("smoke").base)
+    for file in [*source.glob("tokenizer*.json"), *source.glob("*.jinja")]:
+        shutil.copy(file, folder)
+
+
+def open_model(folder: Path, four_bit: bool, dtype: str):
+    source = ModelSource("random-8b", str(folder))
+    tokenizer = load_tokenizer(source)
+    if not tokenizer.chat_template:
+        from bnft.prompts import chat_template
+
+        tokenizer.chat_template = chat_template("llama-3.1")
+    return load_model(source, ModelConfig(dtype=dtype, load_in_4bit=four_bit)), tokenizer
+
+
+def with_adapter(model):
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=targets)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.01)
+    return model
