@@ -6,6 +6,7 @@ check:
 
 test:
 	python -m pytest
+	python -m pytest -m slow
 
 smoke:
 	python train.py --recipe smoke

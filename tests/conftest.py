@@ -52,14 +52,19 @@ def conversations():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory, embedded):
-    """The tiny random Llama as a `ModelSource`, in a cache of its own beside the embedded model."""
-    cache = tmp_path_factory.mktemp("cache")
-    (cache / "models").mkdir()
-    (cache / "models" / Path(embedded.base).name).symlink_to(embedded.base)
+def tiny(tmp_path_factory):
+    """The tiny random Llama as a `ModelSource`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BNFT_CACHE", str(cache))  # made in a second, never an old one
+        patch.setenv("BNFT_CACHE", str(tmp_path_factory.mktemp("cache")))  # made in a second, never an old one
         return find_model("smoke", announce=lambda text: None)
+
+
+@pytest.fixture(scope="session")
+def both_cache(tiny, embedded):
+    """The cache of the tiny Llama with the embedded model in it, which a chat asks about crises."""
+    models = Path(tiny.base).parent
+    (models / Path(embedded.base).name).symlink_to(embedded.base)
+    return models.parent
 
 
 @pytest.fixture(scope="session")

@@ -43,9 +43,9 @@ def outputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(run_folder, tiny, outputs):
+def address(run_folder, both_cache, outputs):
     log = outputs / "log"
-    environment = {} if TRAINED else {"BNFT_CACHE": str(Path(tiny.base).parent.parent)}
+    environment = {} if TRAINED else {"BNFT_CACHE": str(both_cache)}
     with app_process("--model", TRAINED or run_folder, "--output-dir", outputs, log=log, **environment) as url:
         yield url
     assert QUESTION not in log.read_text(), "what people write is not logged"
