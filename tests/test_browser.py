@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
