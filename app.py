@@ -16,9 +16,10 @@ import threading
 from argparse import Namespace
 from pathlib import Path
 
-from bnft.config import REPOSITORY, ModelConfig, default_environment, from_environment
+from bnft.config import REPOSITORY, default_environment, from_environment
 from bnft.errors import Interrupted, UserError, run_command
 from bnft.flags import Parser
+from bnft.settings import ModelConfig
 
 
 def build_parser() -> Parser:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import sys
 
-from bnft.config import RunConfig, recipe_names, resolve
+from bnft.config import recipe_names, resolve
 from bnft.errors import UserError, run_command
 from bnft.flags import Arguments, Parser, add_setting_flags, parse
+from bnft.settings import RunConfig
 
 # What --resume and --eval-only may still change: nothing that the weights or the splits already depend on.
 CHANGEABLE = ("train.max_steps", "train.max_minutes", "train.report_to", "eval.", "generation.")

@@ -31,8 +31,8 @@ import transformers
 from benchmarks.questions import QUESTIONS
 from benchmarks.random_8b import make_model, open_model, with_adapter
 from bnft.batching import FAILURES, BatchEngine, room_for
-from bnft.config import DataConfig
 from bnft.prompts import encode_prompt, with_system
+from bnft.settings import DataConfig
 from bnft.streaming import Sampling, causal_part
 
 CONTEXT = 4096

@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bnft.config import DataConfig
 from bnft.data import DatasetProcessor, format_report
+from bnft.settings import DataConfig
 
 CONSONANTS, SIGNS = "কখগঘচছজঝটঠডঢতথদধনপফবভমযরলশষসহ", ["", "া", "ি", "ী", "ু", "ে", "ো", "্র"]
 COUNSELLING_SHARE = 0.08

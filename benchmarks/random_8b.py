@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bnft.config import ModelConfig
 from bnft.models import ModelSource, find_model, load_model, load_tokenizer
+from bnft.settings import ModelConfig
 
 
 def make_model(folder: Path, tokenizer: Path | None) -> None:

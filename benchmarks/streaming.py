@@ -26,9 +26,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.questions import QUESTIONS
-from bnft.config import DataConfig, ModelConfig
 from bnft.models import find_model, load_model, load_tokenizer
 from bnft.prompts import encode_prompt, with_system
+from bnft.settings import DataConfig, ModelConfig
 
 GENERATE, STREAMING, QUICK = "`generate`", "`Engine.stream`, no quick copies", "`Engine.stream`"
 TIE = 1e-3  # two scores nearer than this are a tie in float32

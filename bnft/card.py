@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bnft.config import REPOSITORY, RunConfig
+from bnft.config import REPOSITORY
 from bnft.crisis_cards import help_lines
 from bnft.errors import UserError
 from bnft.licences import Licence
 from bnft.run_facts import MAIN, read_run
+from bnft.settings import RunConfig
 
 TEMPLATES = REPOSITORY / "model_card"
 

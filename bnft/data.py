@@ -1,6 +1,6 @@
 """The corpus from file to split: load, clean, rebuild talks, drop duplicates, group, split, and a report of it all.
 
-    from bnft.config import DataConfig
+    from bnft.settings import DataConfig
     from bnft.data import DatasetProcessor, format_report
 
     data = DatasetProcessor(DataConfig(path="my.csv")).process()

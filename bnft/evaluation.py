@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from bnft.config import RunConfig
 from bnft.errors import UserError
 from bnft.generation import Generated, generate_all
 from bnft.metrics import Comparison, Likelihood, Reply, Score, compare, score_likelihood, score_replies
 from bnft.prompts import IGNORED, encode, encode_prompt, end_token_ids, with_system
+from bnft.settings import RunConfig
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import argparse
 import difflib
 from dataclasses import dataclass
 
-from bnft.config import FIELD_NAMES, iterate_fields
 from bnft.errors import UserError
+from bnft.settings import FIELD_NAMES, iterate_fields
 
 # Short flags of train.py that are another spelling of a setting.
 SHORT = {

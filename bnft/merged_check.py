@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bnft.config import ModelConfig, RunConfig
 from bnft.evaluation import Evaluator, Row, choose_rows, rows_of
 from bnft.metrics import score_likelihood
 from bnft.models import find_model, load_model, load_tokenizer, resolve_dtype
 from bnft.progress import StageBar
+from bnft.settings import ModelConfig, RunConfig
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from bnft.config import REPOSITORY, ModelConfig
+from bnft.config import REPOSITORY
 from bnft.errors import UserError, is_full_disk
 from bnft.model_cache import cached, file_sha256
 from bnft.prompts import chat_template
+from bnft.settings import ModelConfig
 
 OWN_MODELS = ("embedded", "smoke")
 ADAPTER_NOTES = "bnft.json"  # beside an adapter: base model's name, system prompt, generation defaults

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bnft.config import RunConfig, to_yaml
+from bnft.config import to_yaml
 from bnft.data import DatasetProcessor, format_report
 from bnft.errors import UserError
 from bnft.evaluation import Evaluation, Evaluator, choose_rows, rows_of
@@ -30,6 +30,7 @@ from bnft.records import (
     write_atomically,
     write_json,
 )
+from bnft.settings import RunConfig
 from bnft.training import LLAMAFineTuner, TrainingResult
 
 SHOWN = ("bits_per_byte", "ended_rate", "cut_off_rate", "bengali_script_rate", "replacement_char_rate")

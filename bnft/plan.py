@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bnft.config import RunConfig
 from bnft.errors import UserError
+from bnft.settings import RunConfig
 
 GPU_NEEDED_GIB = 14.0  # what the 8B recipe needs; a T4 offers 14.74
 

@@ -14,7 +14,7 @@ from typing import Any
 from bnft.base_weights import HubBase, LocalBase, open_base, sixteen_bit_base
 from bnft.card import Facts, Names, fill, read_run, render, shared
 from bnft.chat_figures import ratings_of, safety_figures
-from bnft.config import RunConfig, from_environment
+from bnft.config import from_environment
 from bnft.errors import UserError
 from bnft.hub import Hub, LocalFile, Repo, files_of, token_in_use
 from bnft.licences import Licence, licence_of, naming_warning
@@ -23,6 +23,7 @@ from bnft.models import ModelSource, adapter_base, find_model, load_tokenizer
 from bnft.progress import StageBar
 from bnft.prompts import end_token_ids
 from bnft.records import RunDirectory, read_json, write_json
+from bnft.settings import RunConfig
 from bnft.space import LARGEST_ON_CPU, front_matter, stage_space
 from bnft.staging import generation_defaults, stage_adapter, stage_base, stage_common
 from bnft.upload_scan import scan

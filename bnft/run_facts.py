@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnft.config import FIELD_NAMES, RunConfig, recipe_names
+from bnft.config import recipe_names
 from bnft.errors import UserError
 from bnft.records import RESPONSES, read_json
+from bnft.settings import FIELD_NAMES, RunConfig
 
 SAMPLES = 10
 MAIN = {

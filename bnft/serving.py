@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bnft.config import DataConfig, GenerationConfig
 from bnft.errors import UserError
 from bnft.models import ADAPTER_NOTES, ModelSource, adapter_base, find_model, hub_errors
 from bnft.records import read_json
+from bnft.settings import DataConfig, GenerationConfig
 
 TRAIN_COMMAND = "python train.py"
 EMBEDDED_NAME = "Gemma 3 270M"

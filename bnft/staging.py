@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from bnft.base_weights import SIDE_FILES, HubBase, LocalBase
-from bnft.config import RunConfig
 from bnft.licences import Licence
 from bnft.merge import ADAPTER_WEIGHTS, INDEX
 from bnft.models import ADAPTER_NOTES
 from bnft.records import write_json
+from bnft.settings import RunConfig
 
 TOKENIZER = (
     "tokenizer.json",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from bnft.config import RunConfig
 from bnft.errors import UserError
 from bnft.models import ModelSource, load_model, load_tokenizer
+from bnft.settings import RunConfig
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bnft.config import RunConfig
 from bnft.errors import Interrupted, UserError
 from bnft.models import ADAPTER_NOTES, OWN_MODELS, adapter_base, find_model
 from bnft.prompts import IGNORED, encode, with_system
+from bnft.settings import RunConfig
 from bnft.strategies import choose_strategy
 
 

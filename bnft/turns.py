@@ -14,7 +14,7 @@ from typing import Any
 
 import regex
 
-from bnft.config import GenerationConfig
+from bnft.settings import GenerationConfig
 
 MAX_MESSAGE = 4000  # characters of one message, as a person counts them
 MAX_REPLY = 16_000  # characters of a reply that comes back from a browser

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bnft.config import ModelConfig
 from bnft.data import Conversation
 from bnft.models import find_model, load_model, load_tokenizer
+from bnft.settings import ModelConfig
 
 SINGLES = (
     ("কাল পরীক্ষা, খুব ভয় লাগছে।", "পরীক্ষার আগে ভয় লাগাটা স্বাভাবিক। কোন বিষয়টা নিয়ে বেশি ভাবছেন?"),

@@ -11,10 +11,10 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from bnft import batching
 from bnft.batching import BatchEngine, open_engine, room_for
-from bnft.config import ModelConfig
 from bnft.gpu_weights import packed_layers
 from bnft.models import load_model
 from bnft.prompts import encode_prompt
+from bnft.settings import ModelConfig
 from bnft.streaming import Engine, Sampling
 
 SETTINGS = [

@@ -9,13 +9,14 @@ import time
 import pytest
 
 from bnft.chat import Chat, LocalSource
-from bnft.config import REPOSITORY, ModelConfig
+from bnft.config import REPOSITORY
 from bnft.crisis_cards import safe_reply
 from bnft.endpoint import EndpointError
 from bnft.line import Line
 from bnft.models import find_model, load_model, load_tokenizer
 from bnft.prompts import end_token_ids
 from bnft.safety import CrisisDetector, Risk
+from bnft.settings import ModelConfig
 from bnft.streaming import Engine, Piece, Sampling
 from bnft.turns import MAX_MESSAGE, Settings, read_history
 from bnft.ui_strings import text

@@ -8,8 +8,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bnft.config import FIELD_NAMES, RECIPES, REPOSITORY, cache_dir, recipe_names, resolve, to_yaml
+from bnft.config import RECIPES, REPOSITORY, cache_dir, recipe_names, resolve, to_yaml
 from bnft.errors import UserError
+from bnft.settings import FIELD_NAMES
 
 
 def write(folder, text):

@@ -7,9 +7,9 @@ import torch
 
 from bnft import cpu_weights
 from bnft.adapters import AdaptedLinear, AdapterSwitch
-from bnft.config import ModelConfig
 from bnft.cpu_weights import HalfLinear, ScreenedHead, has_fast_kernels, quick_copy, quick_head
 from bnft.models import load_model
+from bnft.settings import ModelConfig
 from tests.test_adapters import adapted
 
 pytestmark = pytest.mark.skipif(not has_fast_kernels(), reason="needs FBGEMM (x86 with AVX2)")

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bnft.config import DataConfig
 from bnft.data import SPLITS, DatasetProcessor, format_report
 from bnft.errors import UserError
+from bnft.settings import DataConfig
 
 WORDS = (
     *("বাড়ি", "নদী", "বন্ধু", "কাজ", "রাত", "সকাল", "মন", "কথা", "বই", "পথ"),

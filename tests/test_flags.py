@@ -2,9 +2,9 @@
 
 import pytest
 
-from bnft.config import FIELD_NAMES, iterate_fields
 from bnft.errors import UserError
 from bnft.flags import SHORT, parse
+from bnft.settings import FIELD_NAMES, iterate_fields
 from train import build_parser
 
 

@@ -8,10 +8,10 @@ import numpy
 import pytest
 import torch
 
-from bnft.config import ModelConfig
 from bnft.errors import UserError
 from bnft.gguf_files import build_gemma_tokenizer, convert_gguf
 from bnft.models import find_model, load_model, load_tokenizer
+from bnft.settings import ModelConfig
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 HEAD = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN)]

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from bnft.adapters import AdapterSwitch, switched_copy
-from bnft.config import ModelConfig
 from bnft.gpu_weights import packed_layers, unpack, unpacked_bytes
 from bnft.models import load_model
+from bnft.settings import ModelConfig
 
 
 @pytest.fixture

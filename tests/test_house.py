@@ -11,7 +11,19 @@ from bnft.config import REPOSITORY
 
 # Imports point down, or sideways within L0 to L2. The pipeline composes the L3 rooms, as the entry scripts do.
 LAYERS = {
-    0: {"errors", "config", "text", "flags", "allocator", "licences", "wishes", "line", "visits", "ui_strings"},
+    0: {
+        "errors",
+        "config",
+        "settings",
+        "text",
+        "flags",
+        "allocator",
+        "licences",
+        "wishes",
+        "line",
+        "visits",
+        "ui_strings",
+    },
     1: {"prompts", "model_cache", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
     | {"metrics", "metric_modules", "plan", "progress", "plots"}
     | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "crisis_cards", "counts", "emitter"}

@@ -8,12 +8,12 @@ import pytest
 from bnft import chat_figures
 from bnft.base_weights import LocalBase
 from bnft.chat_figures import SAFETY_FIGURES, ratings_of, safety_figures
-from bnft.config import RunConfig
 from bnft.crisis_classifier import read_examples
 from bnft.errors import UserError
 from bnft.merge import merge, read_adapter
 from bnft.merged_check import compare_merged
 from bnft.safety import EXAMPLES
+from bnft.settings import RunConfig
 from tests.test_merge import make_adapter
 
 

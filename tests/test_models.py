@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock
 
 import bnft.smoke_model
-from bnft.config import ModelConfig, cache_dir
+from bnft.config import cache_dir
 from bnft.errors import UserError
 from bnft.models import (
     ADAPTER_NOTES,
@@ -22,6 +22,7 @@ from bnft.models import (
     load_tokenizer,
     resolve_dtype,
 )
+from bnft.settings import ModelConfig
 
 FLOAT32 = ModelConfig(dtype="float32")
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from bnft.config import RunConfig, resolve
+from bnft.config import resolve
 from bnft.errors import UserError
 from bnft.plan import Gpu, check_placement, check_tracker, choose_recipe, optimizer_steps
+from bnft.settings import RunConfig
 
 T4 = Gpu("Tesla T4", 14.74, (7, 5))
 SMALL = Gpu("GeForce GTX 1650", 3.9, (7, 5))

@@ -22,8 +22,8 @@ def make_run(folder, tiny):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from bnft.config import ModelConfig
     from bnft.models import load_model, load_tokenizer
+    from bnft.settings import ModelConfig
 
     run = folder / "smoke-run"
     model = get_peft_model(load_model(tiny, ModelConfig(dtype="float32")), LoraConfig(r=4, target_modules=["q_proj"]))

@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from bnft import cpu_weights, streaming
-from bnft.config import ModelConfig
 from bnft.cpu_weights import ScreenedHead
 from bnft.generation import generate_all
 from bnft.models import load_model
 from bnft.prompts import encode_prompt, end_token_ids
+from bnft.settings import ModelConfig
 from bnft.streaming import Engine, Sampling, _Chooser
 from bnft.text import drop_torn_tail
 

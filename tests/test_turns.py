@@ -2,7 +2,7 @@
 
 import pytest
 
-from bnft.config import GenerationConfig
+from bnft.settings import GenerationConfig
 from bnft.turns import (
     MAX_MESSAGE,
     MAX_MESSAGES,
