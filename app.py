@@ -10,15 +10,13 @@ Model -> Chat -> page. The same file is the entry of a Space on Hugging Face.
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from argparse import Namespace
 from pathlib import Path
 
 from bnft.config import REPOSITORY, default_environment, from_environment
-from bnft.errors import Interrupted, UserError, run_command
-from bnft.flags import Parser
+from bnft.errors import UserError, run_command
+from bnft.flags import Parser, add_address_flags
 from bnft.settings import ModelConfig
 
 
@@ -29,9 +27,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--endpoint", metavar="URL", help="an OpenAI-compatible server replies; --model is its name there"
     )
-    parser.add_argument("--host", help="address to listen on [127.0.0.1, or GRADIO_SERVER_NAME]")
-    parser.add_argument("--port", type=int, help="port to listen on [the first free one from 7860]")
-    parser.add_argument("--share", action="store_true", help="a public link through Gradio's tunnel, for 72 hours")
+    add_address_flags(parser)
     parser.add_argument("--output-dir", default="outputs", help="where runs are found and feedback is kept [outputs]")
     return parser
 
@@ -40,8 +36,6 @@ def read_flags(argv: list[str] | None) -> Namespace:
     flags = build_parser().parse_args(argv)
     if flags.endpoint and flags.load_in_4bit:
         raise UserError("--load-in-4bit cannot change a model behind --endpoint", "Leave one of them out.")
-    if flags.port is not None and not 1 <= flags.port <= 65535:
-        raise UserError(f"--port {flags.port} is no port", "Take one from 1024 to 65535.")
     return flags
 
 
@@ -60,13 +54,14 @@ def open_source(flags: Namespace):
     why = "as set" if chosen else "the newest run" if run else "no run found; python train.py makes one"
     print(f"model: {run or 'embedded'} ({why})")
     from bnft.models import load_model, load_tokenizer, resolve_dtype
+    from bnft.zero_gpu import first_device
 
     config = ModelConfig(name=run or "embedded", load_in_4bit=flags.load_in_4bit)
     found = open_model(config.name)
     served = describe(found)
     from bnft.chat import LocalSource
 
-    source = LocalSource(load_model(found, config), load_tokenizer(found))
+    source = LocalSource(load_model(found, config, first_device()), load_tokenizer(found))
     print("dtype: {} ({})".format(*resolve_dtype(config.dtype)))
     return source, served
 
@@ -93,21 +88,6 @@ def open_page(source, served, feedback: Path, detector):
     return demo, chat.counts
 
 
-def serve(demo, flags: Namespace) -> str:
-    """The address at which the page is served from now on."""
-    from bnft.ui_look import launch_options
-
-    address = {"server_name": flags.host, "server_port": flags.port, "share": flags.share or None}
-    try:
-        _, local, public = demo.launch(prevent_thread_lock=True, **address, **launch_options())
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {flags.host or '127.0.0.1'}:{flags.port or 7860}: {error}",
-            "Choose another --host or --port.",
-        ) from error
-    return public or local
-
-
 def run(argv: list[str] | None) -> int:
     flags = read_flags(argv)
     default_environment("GRADIO_ANALYTICS_ENABLED", "False")
@@ -125,19 +105,15 @@ def run(argv: list[str] | None) -> int:
         reader = CrisisReader()
         fitted()
         demo, counts = open_page(source, served, feedback, CrisisDetector.from_repository(reader))
-    print(f"open {serve(demo, flags)} (Ctrl+C ends it)", flush=True)
+    from bnft.ui_look import serve, stay_open
+
+    print(f"open {serve(demo, flags.host, flags.port, flags.share)} (Ctrl+C ends it)", flush=True)
     reader.prepare()
-    signal.signal(signal.SIGTERM, end)
     try:
-        threading.Event().wait()
+        stay_open(demo)
     finally:
-        demo.close(verbose=False)
         print(f"messages by risk and by what told it: {counts.to_dict()}")
     return 0
-
-
-def end(number: int, frame) -> None:
-    raise Interrupted(128 + number, "ended")
 
 
 def main(argv: list[str] | None = None) -> int:

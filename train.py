@@ -1,7 +1,8 @@
 """Fine-tune a Bengali companion model and measure, on held-out conversations, whether it got better.
 
     python train.py                                    the recipe that fits this machine
-    python train.py --plan                             what would happen, without doing it
+    python train.py --plan                             what would happen: memory, disk, hours
+    python train.py --calibrate                        the same, with speeds measured in ten real steps
     python train.py --recipe laptop --max-steps 10     a recipe, with one setting changed
     python train.py --data my.csv --lora.r 32          your own data; any setting by its name
     python train.py --resume outputs/RUN               go on with an interrupted run
@@ -13,14 +14,23 @@ Recipe -> data -> fine-tune -> evaluate -> run directory. Settings, in order: re
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from bnft.config import recipe_names, resolve
 from bnft.errors import UserError, run_command
 from bnft.flags import Arguments, Parser, add_setting_flags, parse
+from bnft.launch import follow_launcher, launch_training
 from bnft.settings import RunConfig
+from bnft.world import World, current_world, joined
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from bnft.pipeline import Pipeline
+    from bnft.placement import Placement
 
 # What --resume and --eval-only may still change: nothing that the weights or the splits already depend on.
-CHANGEABLE = ("train.max_steps", "train.max_minutes", "train.report_to", "eval.", "generation.")
+CHANGEABLE = ("train.parallel", "train.max_steps", "train.max_minutes", "train.report_to", "eval.", "generation.")
 
 
 def build_parser() -> Parser:
@@ -30,6 +40,7 @@ def build_parser() -> Parser:
     parser.add_argument("--output-dir", default="outputs", help="folder of all runs [outputs]")
     parser.add_argument("--run-name", help="name of this run's folder [recipe and time]")
     parser.add_argument("--plan", action="store_true", help="print what would happen, and stop")
+    parser.add_argument("--calibrate", action="store_true", help="--plan, after ten real steps that tell the speed")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     group.add_argument("--eval-only", metavar="RUN", help="evaluate the run in this folder again")
@@ -37,8 +48,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def read_settings(arguments: Arguments, gpus: list) -> tuple[RunConfig, dict[str, str], str]:
-    """The settings, their sources, and the recipe's name; prints which recipe was taken and why."""
+def read_settings(arguments: Arguments, gpus: list) -> tuple[RunConfig, dict[str, str], str, str]:
+    """The settings, their sources, the recipe's name and why it was taken."""
     from bnft.plan import choose_recipe
 
     run = arguments.own.resume or arguments.own.eval_only
@@ -52,44 +63,76 @@ def read_settings(arguments: Arguments, gpus: list) -> tuple[RunConfig, dict[str
                 f"Start a new run, or change only {', '.join(CHANGEABLE)}*.",
             )
         config, sources = resolve(str(RunDirectory.open(run).folder / "config.yaml"), arguments.settings)
-        return config, sources, "config"
+        return config, sources, "config", "the run's own"
     recipe, reason = (arguments.own.recipe, "as set") if arguments.own.recipe else choose_recipe(gpus)
-    print(f"recipe: {recipe} ({reason})")
     config, sources = resolve(recipe, arguments.settings)
-    return config, sources, recipe
+    return config, sources, recipe, reason
 
 
 def run(argv: list[str] | None) -> int:
-    arguments = parse(build_parser(), argv)
-    from bnft.plan import check_placement, check_tracker, describe, find_gpus
+    follow_launcher()
+    world = current_world()
+    with joined(world):
+        started = start(parse(build_parser(), argv), world)
+        if isinstance(started, int):  # so many processes are needed
+            return launch_training(sys.argv[1:] if argv is None else argv, started)
+    return started.finish() if started else 0
 
-    gpus = find_gpus()
-    config, sources, recipe = read_settings(arguments, gpus)
-    from bnft.strategies import choose_strategy
 
-    choose_strategy(config.train.strategy)
-    check_placement(config, gpus)
+def start(arguments: Arguments, world: World) -> Pipeline | int | None:
+    """Trains in this process, and returns what is to be finished; or how many processes have to be started instead."""
+    from bnft.device_maps import check_own_gpu, training_fits
+    from bnft.placement import choose_placement
+    from bnft.plan import check_tracker, find_gpus
+    from bnft.strategies import check_strategy, choose_strategy
+
+    own, gpus = arguments.own, find_gpus()
+    config, sources, recipe, reason = read_settings(arguments, gpus)
+    check_strategy(config.train.strategy)
     check_tracker(config)
-    own = arguments.own
-    if own.plan:
-        from bnft.data import DatasetProcessor
-
-        report = DatasetProcessor(config.data, config.seed).process().report
-        folder = f"{own.output_dir}/{own.run_name or 'RECIPE-TIME'}"
-        print("nothing is done, this is the plan:\n" + describe(config, gpus, report, folder))
-        return 0
+    placement = choose_placement(config, gpus, world, training_fits(config), training=not own.eval_only)
+    plan_only = own.plan or own.calibrate
+    if placement.processes > world.size and not plan_only:
+        return placement.processes
+    print(f"recipe: {recipe} ({reason})\nplacement: {placement}")
+    if plan_only:
+        show_plan(own, config, placement)
+        return None
+    if placement.way != "fsdp" and not own.eval_only:
+        choose_strategy(config.train.strategy)  # Unsloth is imported before all that it rewrites
     from bnft.allocator import keep_freed_memory
     from bnft.pipeline import Pipeline
 
     if not gpus:
         keep_freed_memory()
     if own.eval_only:
-        Pipeline.open(own.eval_only, config, sources).evaluate_again()
-    elif own.resume:
-        Pipeline.open(own.resume, config, sources).resume()
+        Pipeline.open(own.eval_only, config, sources, placement).evaluate_again()
+        return None
+    from bnft.planning import check_model
+
+    check_model(config, placement)
+    check_own_gpu(config, placement)
+    if own.resume:
+        pipeline = Pipeline.open(own.resume, config, sources, placement)
+        pipeline.resume()
     else:
-        Pipeline.create(own.output_dir, own.run_name, recipe, config, sources).start()
-    return 0
+        pipeline = Pipeline.create(own.output_dir, own.run_name, recipe, config, sources, placement)
+        pipeline.start()
+    return pipeline
+
+
+def show_plan(own: Namespace, config: RunConfig, placement: Placement) -> None:
+    from bnft.data import DatasetProcessor
+    from bnft.planning import check_model, plan_text
+
+    check_model(config, placement)
+    data = DatasetProcessor(config.data, config.seed).process()
+    if own.calibrate:
+        from bnft.calibration import calibrate
+
+        calibrate(config, data.splits, placement)
+    text = plan_text(config, placement, data, own.output_dir, own.run_name or "RECIPE-TIME")
+    print(f"nothing is done, this is the plan:\n{text}")
 
 
 def main(argv: list[str] | None = None) -> int:

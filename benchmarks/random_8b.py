@@ -1,4 +1,4 @@
-"""A model of Llama 3.1 8B's shape with random weights: made on a GPU, in the folder that is given."""
+"""A model of Llama 3.1 8B's shape with random weights: made on a GPU, in the folder that is given or in memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 
 from bnft.models import ModelSource, find_model, load_model, load_tokenizer
 from bnft.settings import ModelConfig
+from bnft.smoke_model import ROPE
 
 
-def make_model(folder: Path, tokenizer: Path | None) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_8b():
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=128256,
         hidden_size=4096,
         intermediate_size=14336,
@@ -24,15 +25,46 @@ def make_model(folder: Path, tokenizer: Path | None) -> None:
         max_position_embeddings=131072,
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500_000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
+        rope_parameters=ROPE,
     )
+
+
+def packed_model(config, dtype: torch.dtype, device: str):
+    """In NF4 with double quantisation, as `open_model` loads it, without the way over a disk."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0, 0.02)
+
+    for parent in list(model.model.layers.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is torch.nn.Linear:
+                sizes = layer.in_features, layer.out_features
+                packed = Linear4bit(*sizes, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
+                weight = Params4bit(random(*sizes[::-1]), compress_statistics=True, quant_type="nf4", module=packed)
+                packed.weight = weight.to(device)
+                setattr(parent, name, packed)
+            elif hasattr(layer, "weight") and layer.weight.dim() == 1:
+                layer.weight = torch.nn.Parameter(torch.ones(layer.weight.shape, dtype=dtype, device=device))
+    for module in (model.model.embed_tokens, model.lm_head):
+        module.weight = torch.nn.Parameter(random(*module.weight.shape))
+    norm = model.model.norm
+    norm.weight = torch.nn.Parameter(torch.ones(norm.weight.shape, dtype=dtype, device=device))
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+    model.is_loaded_in_4bit = True  # PEFT looks at it
+    model.generation_config.eos_token_id = None  # `generate` falls back to it
+    return model.requires_grad_(False).eval()
+
+
+def make_model(folder: Path, tokenizer: Path | None) -> None:
+    from transformers import LlamaForCausalLM
+
+    config = llama_8b()
     torch.manual_seed(0)
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)

@@ -67,6 +67,11 @@ def is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "base_layer")
 
 
+def is_off(model: nn.Module) -> bool:
+    """Whether PEFT has the model's adapter off at this moment."""
+    return any(is_adapted(module) and module.disable_adapters for module in model.modules())
+
+
 def _is_plain_lora(module: nn.Module) -> bool:
     kind = type(module)
     if kind.__name__ not in ("Linear", "Linear4bit") or not kind.__module__.startswith("peft.tuners.lora."):

@@ -118,11 +118,9 @@ def _front_matter(kind: str, facts: Facts, config: RunConfig, context: Mapping[s
 
     options: dict[str, Any] = {
         "language": ["bn"] if kind != "base" else None,
-        "license": facts.licence.id,
+        **facts.licence.front_matter(),
         "pipeline_tag": "text-generation",
     }
-    if facts.licence.id == "other":
-        options["license_name"] = "base-model"
     options["library_name"] = "peft" if kind == "adapter" else "transformers"
     options["tags"] = ["bengali", "bangla", "empathetic-dialogue", "conversational", "bnft"]
     base = {"base": facts.upstream, "merged": facts.merged_base, "adapter": facts.names.base}[kind]

@@ -23,6 +23,7 @@ from bnft.safety import CrisisDetector, Risk, Verdict, whole_sentences
 from bnft.streaming import Engine, Piece, Sampling
 from bnft.turns import MAX_MESSAGE, Card, Settings, Update, clean_message, clean_reply, exchanges, says_something
 from bnft.ui_strings import text
+from bnft.zero_gpu import LentEngine, is_zero_gpu
 
 MAX_CONTEXT = 4096  # tokens of prompt and reply together; longer prompts take minutes on a CPU
 GRAVE = (Risk.SELF, Risk.OTHER)
@@ -54,11 +55,13 @@ class LocalSource:
         engine: streams from that model; the one that suits it where none is given.
     """
 
-    def __init__(self, model, tokenizer, engine: Engine | BatchEngine | None = None):
+    def __init__(self, model, tokenizer, engine: Engine | BatchEngine | LentEngine | None = None):
         self.tokenizer = tokenizer
         self.context = min(getattr(model.config, "max_position_embeddings", MAX_CONTEXT), MAX_CONTEXT)
         self.can_compare = hasattr(model, "peft_config")
         ends = end_token_ids(tokenizer)
+        if engine is None and is_zero_gpu():
+            engine = LentEngine(model, tokenizer, ends)
         if engine is None and model.device.type == "cpu":
             self.engine = Engine(model, tokenizer, ends, quick=False)
             threading.Thread(target=self._quicken, args=(model, tokenizer, ends)).start()

@@ -33,9 +33,9 @@ def default_environment(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
-def from_environment(name: str) -> str:
-    """A value that only the environment gives, or ""."""
-    return os.environ.get(name, "")
+def from_environment(name: str, absent: str | None = "") -> str | None:
+    """A value that only the environment gives, or what stands for its absence."""
+    return os.environ.get(name, absent)
 
 
 def recipe_names() -> list[str]:

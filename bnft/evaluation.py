@@ -1,6 +1,7 @@
 """`Evaluator`: held-out conversations -> likelihoods and replies -> scores, base beside tuned on one loaded model.
 
-Every reply of a conversation is one row, judged with all that was said before it. Knows nothing about files.
+Every reply of a conversation is one row, judged with all that was said before it. Where several processes evaluate
+together, each takes its share of the rows, and all have the whole result. Knows nothing about what becomes of it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from bnft.errors import UserError
+from bnft.generated_rows import GeneratedRows, weights_fingerprint
 from bnft.generation import Generated, generate_all
 from bnft.metrics import Comparison, Likelihood, Reply, Score, compare, score_likelihood, score_replies
 from bnft.prompts import IGNORED, encode, encode_prompt, end_token_ids, with_system
@@ -62,13 +66,22 @@ class Evaluator:
         model, tokenizer: as `LLAMAFineTuner` or `bnft.models` give them; with an adapter for base against tuned.
         config: the run's settings; prompt, decoding and sample size come from it.
         progress: called with the stage's name and the rows done and in all.
+        folder: keeps every reply as it comes, for an evaluation that goes on with them; None keeps nothing.
     """
 
-    def __init__(self, model, tokenizer, config: RunConfig, progress: Callable[[str, int, int], None] | None = None):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        config: RunConfig,
+        progress: Callable[[str, int, int], None] | None = None,
+        folder: Path | None = None,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
         self.progress = progress or (lambda stage, done, total: None)
+        self.folder = folder
 
     def evaluate(self, conversations: Sequence, name: str = "model") -> Evaluation:
         """Likelihood of all rows, replies to the chosen ones.
@@ -99,52 +112,94 @@ class Evaluator:
         """One value a reply, over its tokens alone: no template, no end-of-turn token, nothing cut off."""
         import torch
 
+        from bnft.gpu_memory import batch_costs, in_batches
         from bnft.reply_loss import reply_log_likelihoods
 
-        done, total = 0, sum(len(c.messages) // 2 for c in conversations)
-        by_row: dict[tuple[int, int], Likelihood] = {}
-        lengths = [sum(len(m["content"]) for m in c.messages) for c in conversations]
-        order = sorted(range(len(conversations)), key=lengths.__getitem__)
-        size = max(1, self.config.eval.batch_size // 4)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            encoded = [encode(self.tokenizer, self._messages(conversations[i].messages)) for i in chosen]
+        encoded = [encode(self.tokenizer, self._messages(c.messages)) for c in conversations]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids), reverse=True)
+        _, share = _share(order)
+        found: dict[int, list[Likelihood]] = {}
+
+        def judge(chosen: Sequence[int]) -> None:
+            rows = [encoded[i] for i in chosen]
             with torch.inference_mode():
-                values = reply_log_likelihoods(self.model, **_padded(encoded, self.tokenizer, self.model.device))
+                values = reply_log_likelihoods(self.model, **_padded(rows, self.tokenizer, self.model.device))
             values = values.double().tolist()
-            for i, row in zip(chosen, encoded, strict=True):
+            for i in chosen:
+                found[i] = []
                 replies = [m["content"].strip() for m in conversations[i].messages if m["role"] == "assistant"]
-                for turn, (text, length) in enumerate(zip(replies, _reply_lengths(row.labels), strict=True)):
+                for text, length in zip(replies, _reply_lengths(encoded[i].labels), strict=True):
                     nats = -sum(values[: length - 1])  # the last one is the end token
                     values = values[length:]
-                    by_row[i, turn] = Likelihood.of_reply(text, nats=nats, tokens=length - 1)
-                    done += 1
-            self.progress(f"{name}: likelihood", done, total)
-        return [by_row[key] for key in sorted(by_row)]
+                    found[i].append(Likelihood.of_reply(text, nats=nats, tokens=length - 1))
+            self.progress(f"{name}: likelihood", sum(map(len, found.values())), total)
+
+        total = sum(len(conversations[i].messages) // 2 for i in share)
+        cost, most = batch_costs(self.model, max(1, self.config.eval.batch_size // 4))
+        in_batches(share, judge, lambda i: cost(len(encoded[i].input_ids), 0), most)
+        found = _gathered(found)
+        return [likelihood for i in range(len(encoded)) for likelihood in found[i]]
 
     def generate(self, rows: Sequence[Row], name: str = "model") -> list[Generated]:
         """Greedy replies to the rows, in their order."""
-        done = 0
+        prompts = [encode_prompt(self.tokenizer, self._messages(row.messages)) for row in rows]
+        ends, how = end_token_ids(self.tokenizer), self.config.generation
+        # Every process finds the same share, whatever the others have written meanwhile.
+        rank, share = _share(sorted(range(len(rows)), key=lambda i: len(prompts[i]), reverse=True))
+        kept, found = None, {}
+        if self.folder:
+            made_with = {"limit": how.max_new_tokens, "penalty": how.repetition_penalty, "ends": ends}
+            weights = weights_fingerprint(self.model)
+            kept = GeneratedRows(self.folder, name, made_with | {"weights": weights}, rank)
+            found = kept.read([rows[i].id for i in share], [prompts[i] for i in share])
+        replies = {share[place]: reply for place, reply in found.items()}
+        missing = [i for i in share if i not in replies]
+        self.progress(f"{name}: replies", len(replies), len(share))
 
-        def tell(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress(f"{name}: replies", done, len(rows))
+        def tell(number: int, reply: Generated) -> None:
+            i = missing[number]
+            replies[i] = reply
+            if kept:
+                kept.add(rows[i].id, prompts[i], reply)
+            self.progress(f"{name}: replies", len(replies), len(share))
 
-        self.progress(f"{name}: replies", 0, len(rows))
-        return generate_all(
-            self.model,
-            self.tokenizer,
-            [encode_prompt(self.tokenizer, self._messages(row.messages)) for row in rows],
-            end_token_ids(self.tokenizer),
-            self.config.generation.max_new_tokens,
-            self.config.eval.batch_size,
-            self.config.generation.repetition_penalty,
-            tell,
-        )
+        with kept.open() if kept and missing else nullcontext():
+            generate_all(
+                self.model,
+                self.tokenizer,
+                [prompts[i] for i in missing],
+                ends,
+                how.max_new_tokens,
+                self.config.eval.batch_size,
+                how.repetition_penalty,
+                tell,
+            )
+        replies = _gathered(replies)
+        return [replies[i] for i in range(len(rows))]
 
     def _messages(self, messages: Sequence[dict]) -> list[dict]:
         return with_system(messages, self.config.data.system_prompt)
+
+
+def _share(order: Sequence[int]) -> tuple[int, list[int]]:
+    """This process' number, and every n-th of the rows: of n processes each gets as many long ones as the others."""
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 0, list(order)
+    rank = distributed.get_rank()
+    return rank, list(order[rank :: distributed.get_world_size()])
+
+
+def _gathered(found: dict[int, Any]) -> dict[int, Any]:
+    """What all processes found."""
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return found
+    everyone: list[dict] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(everyone, found)
+    return {i: value for part in everyone for i, value in part.items()}
 
 
 def _reply_lengths(labels: Sequence[int]) -> list[int]:

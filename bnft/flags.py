@@ -22,6 +22,7 @@ SHORT = {
     "--max-steps": "train.max_steps",
     "--max-minutes": "train.max_minutes",
     "--eval-samples": "eval.samples",
+    "--judge": "eval.judge",
     "--seed": "seed",
     "--report-to": "train.report_to",
 }
@@ -35,6 +36,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(message, f"Every flag with its meaning: python {self.prog} --help")
+
+
+def add_address_flags(parser: Parser) -> None:
+    """Where a page is served."""
+    parser.add_argument("--host", help="address to listen on [127.0.0.1, or GRADIO_SERVER_NAME]")
+    parser.add_argument("--port", type=_port, help="port to listen on [the first free one from 7860]")
+    parser.add_argument("--share", action="store_true", help="a public link through Gradio's tunnel, for 72 hours")
+
+
+def _port(written: str) -> int:
+    port = int(written)  # argparse turns a ValueError into its complaint
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port {port} is no port", "Take one from 1024 to 65535.")
+    return port
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Replies from a given model: many at a time.
+"""Replies from a given model: many at a time, by rows where all of it is on one GPU (bnft/batch_generation.py).
 
 Knows nothing about where the model came from, what the prompts say, or what the replies are for.
 """
@@ -19,7 +19,7 @@ class Generated:
     Attributes:
         tokens: length in tokens, without the end token.
         ended: the model ended the reply by itself, before the token limit.
-        seconds: the batch's time shared out by row.
+        seconds: the time of what was written together, shared out by row.
     """
 
     text: str
@@ -40,45 +40,67 @@ def generate_all(
     max_new_tokens: int,
     batch_size: int = 16,
     repetition_penalty: float = 1.0,
-    progress: Callable[[int], None] = lambda rows: None,
+    ready: Callable[[int, Generated], None] = lambda number, reply: None,
 ) -> list[Generated]:
-    """Greedy replies in the order of the prompts; rows of like length share a batch, so that little is padded.
+    """Greedy replies in the order of the prompts; rows of like length are written together, so that little is padded.
 
     Args:
         prompts: token ids of each prompt.
         end_ids: the tokens at which a reply ends.
+        batch_size: rows at a time on a CPU; on a GPU there are as many as have room.
         repetition_penalty: above 1 makes tokens less likely that the reply holds already; the prompt's stay free, for
             a reply that may not take up the person's own words drifts off the point.
-        progress: told the number of rows that became ready.
+        ready: told each reply with its prompt's number, as soon as it is whole.
     """
-    from transformers import GenerationConfig
+    from bnft.batch_generation import BatchWriter, Job, has_rows
 
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(end_ids),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     replies: list[Generated | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        made = _batch(model, tokenizer, [prompts[i] for i in rows], greedy, repetition_penalty)
-        for row, reply in zip(rows, made, strict=True):
-            replies[row] = reply
-        progress(len(rows))
+
+    def tell(number: int, ids: list[int], ended: bool, seconds: float) -> None:
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        replies[number] = Generated(text if ended else drop_torn_tail(text), len(ids), ended, seconds)
+        ready(number, replies[number])
+
+    if prompts:
+        job = Job(prompts, frozenset(end_ids), max_new_tokens, repetition_penalty, tell)
+        if has_rows(model):
+            BatchWriter(model).write(job)
+        else:
+            _write_padded(model, tokenizer.pad_token_id, job, batch_size)
     return replies
 
 
-def _batch(model, tokenizer, prompts, settings, repetition_penalty: float) -> list[Generated]:
+def _write_padded(model, pad: int, job, batch_size: int) -> None:
+    """Batches of `model.generate`: on a CPU, or with a model that lies on several GPUs."""
+    from transformers import GenerationConfig
+
+    from bnft.gpu_memory import batch_costs, in_batches
+
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=job.limit, eos_token_id=sorted(job.end_ids), pad_token_id=pad
+    )
+
+    def write(numbers: Sequence[int]) -> None:
+        started = time.monotonic()
+        new = _batch(model, [job.prompts[number] for number in numbers], settings, job.penalty)
+        seconds = (time.monotonic() - started) / len(numbers)
+        for number, ids in zip(numbers, new, strict=True):
+            ends = [i for i, token in enumerate(ids) if token in job.end_ids]
+            job.ready(number, ids[: ends[0]] if ends else ids, bool(ends), seconds)
+
+    order = sorted(range(len(job.prompts)), key=lambda number: len(job.prompts[number]), reverse=True)
+    cost, most = batch_costs(model, batch_size)
+    in_batches(order, write, lambda number: cost(len(job.prompts[number]), job.limit), most)
+
+
+def _batch(model, prompts: Sequence[Sequence[int]], settings, repetition_penalty: float) -> list[list[int]]:
+    """New tokens of each row, padded behind its end."""
     import torch
     from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
     from bnft.head import sliced_head
 
-    started = time.monotonic()
-    width = max(len(ids) for ids in prompts)
-    pad = tokenizer.pad_token_id
+    width, pad = max(len(ids) for ids in prompts), settings.pad_token_id
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
     penalty = RepetitionPenaltyLogitsProcessor(repetition_penalty, prompt_ignore_length=width)
@@ -87,13 +109,4 @@ def _batch(model, tokenizer, prompts, settings, repetition_penalty: float) -> li
         output = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
         )
-    new = output[:, width:].tolist()
-    seconds = (time.monotonic() - started) / len(prompts)
-    return [_reply(tokenizer, row, settings.eos_token_id, seconds) for row in new]
-
-
-def _reply(tokenizer, ids: list[int], end_ids: Sequence[int], seconds: float) -> Generated:
-    stops = [i for i, token in enumerate(ids) if token in end_ids]
-    kept = ids[: stops[0]] if stops else ids
-    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return Generated(text if stops else drop_torn_tail(text), len(kept), bool(stops), seconds)
+    return output[:, width:].tolist()

@@ -19,9 +19,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from bnft.errors import ENVIRONMENT, UserError, is_full_disk
-from bnft.hub_answers import LOGIN, explain, is_passing, reason_of, response_of
+from bnft.hub_answers import LOGIN, explain, is_passing, limit_waiting, reason_of, response_of
 
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 300.0  # of a request that the Hub cannot answer now, in seconds
+PATIENCE = 60.0  # seconds after which a Hub that gives no answer at all is not asked again
 OURS = (".safetensors", ".safetensors.index.json", ".py")  # what is taken away when a newer upload has no such file
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class Hub:
     """
 
     def __init__(self, announce: Callable[[str], None] = print):
+        limit_waiting()
         self.api = HfApi()
         self.announce = announce
         self.account: dict[str, Any] = {}
@@ -255,7 +257,7 @@ class Hub:
 
     def _do(self, what: str, work: Callable[[], T]) -> T:
         """Runs one request, again after a while when the Hub says "later" or breaks off; explains what stays wrong."""
-        wait = FIRST_WAIT
+        wait, started = FIRST_WAIT, time.monotonic()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return work()
@@ -263,7 +265,8 @@ class Hub:
                 if is_full_disk(error):
                     raise
                 answer = response_of(error)
-                again = is_passing(error, answer)
+                heard = answer is not None or time.monotonic() - started < PATIENCE
+                again = heard and is_passing(error, answer)
                 if not again or attempt == ATTEMPTS:
                     raise explain(what, error, answer, self.api.endpoint) from None  # requests hold the token
                 asked = answer.headers.get("Retry-After", "") if answer is not None else ""

@@ -1,4 +1,4 @@
-"""Why a request to the Hub failed, whether waiting helps, and what a person can do about it.
+"""How long a request to the Hub may take, why it failed, whether waiting helps, and what a person can do about it.
 
 No message holds a token. Knows nothing about what was asked for.
 """
@@ -6,11 +6,19 @@ No message holds a token. Knows nothing about what was asked for.
 from __future__ import annotations
 
 import httpx
+from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from bnft.errors import BAD_INPUT, ENVIRONMENT, UserError
 
+SILENCE = 120.0  # seconds in which not a byte comes or goes
 LOGIN = "Make a token with write access at {url}/settings/tokens, then: hf auth login   (or set HF_TOKEN)"
+
+
+def limit_waiting() -> None:
+    """Ends requests to a Hub that has fallen silent; the library by itself would wait for ever."""
+    hooks, limit = get_session().event_hooks, httpx.Timeout(SILENCE, pool=None)
+    set_client_factory(lambda: httpx.Client(event_hooks=hooks, follow_redirects=True, timeout=limit))
 
 
 def response_of(error: BaseException | None) -> httpx.Response | None:

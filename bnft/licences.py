@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import yaml
+
 
 @dataclass(frozen=True)
 class Licence:
     """One licence.
 
     Attributes:
-        id: as in a card's front matter.
+        id: as in a card's front matter; "other" for one that the Hub has no id for.
+        label: the short name of such a one, "" where nobody told.
         notice: has to travel with the weights, as the file NOTICE.
         card: what the card says.
         name_begins: what the name of a derived model has to begin with, or "".
@@ -27,6 +30,19 @@ class Licence:
     card: str = ""
     name_begins: str = ""
     clause: str = ""
+    label: str = ""
+
+    def front_matter(self) -> dict[str, str]:
+        """What a card's front matter says about it."""
+        if self.id != "other":
+            return {"license": self.id}
+        link = {"license_link": self.link} if self.link else {}
+        return {"license": self.id, "license_name": self.label or "base-model"} | link
+
+    @property
+    def shown(self) -> str:
+        """Its id or short name; "" where it is not known."""
+        return self.label if self.id == "other" else self.id
 
 
 LLAMA_31 = Licence(
@@ -50,21 +66,48 @@ GEMMA = Licence(
     card="Use is subject to the Gemma Prohibited Use Policy (https://ai.google.dev/gemma/prohibited_use_policy). "
     "The weights were changed from Google's: this model is a derivative.",
 )
-MIT = Licence(id="mit", name="MIT licence", card="The weights were made from random numbers by this program.")
-KNOWN = {licence.id: licence for licence in (LLAMA_31, GEMMA, MIT)}
+KNOWN = {licence.id: licence for licence in (LLAMA_31, GEMMA)}
 
 
-def licence_of(licence_id: str) -> Licence:
-    """The licence by its id; one without duties that are known here for any other."""
+def licence_of(licence_id: str, page: str = "", label: str = "", link: str = "") -> Licence:
+    """The licence by its id; one without duties that are known here for any other, and "other" where there is none.
+
+    Args:
+        page: the base model's address, where a licence without an id is to be read.
+        label: its short name as the base model's card has it.
+        link: its text as that card has it: an address, or a file of the base model's repository.
+    """
     if licence_id in KNOWN:
         return KNOWN[licence_id]
-    if licence_id:
+    if licence_id not in ("", "other"):
         return Licence(id=licence_id, name=licence_id)
+    if link and page and "://" not in link:
+        link = f"{page}/blob/main/{link}"
+    told = "" if label else "; this program could not tell which one that is"
     return Licence(
         id="other",
-        name="that of the base model",
-        card="The licence of the base model applies; this program could not tell which one that is.",
+        name=label or "that of the base model",
+        link=link or page,
+        card=f"The licence of the base model applies{told}.",
+        label=label,
     )
+
+
+def licence_declared(card: str, page: str) -> Licence | None:
+    """What the card of a base model says in its front matter, or None where it says nothing.
+
+    Args:
+        page: the base model's address, or "".
+    """
+    _, fence, rest = card.partition("---\n")
+    try:
+        values = yaml.safe_load(rest.partition("\n---")[0]) if fence else None
+    except yaml.YAMLError:
+        return None
+    if not isinstance(values, dict) or not isinstance(values.get("license"), str):
+        return None
+    label, link = (str(values.get(key) or "") for key in ("license_name", "license_link"))
+    return licence_of(values["license"], page, label, link)
 
 
 def naming_warning(licence: Licence, repo: str) -> str:

@@ -149,12 +149,14 @@ def merge(
     index: dict[str, str] = {}
     result = Merged(dtype)
     for number, name in enumerate(base.names):
-        source = TensorFile(base.fetch(name))
-        result.dtype = result.dtype or _sixteen_bit(source)
-        target = DTYPES[{"bfloat16": "BF16", "float16": "F16"}[result.dtype]]
-        _merge_shard(adapter, source, folder / name, target, result, left)
-        index |= dict.fromkeys(source.entries, name)
-        base.release(name)
+        try:
+            source = TensorFile(base.fetch(name))
+            result.dtype = result.dtype or _sixteen_bit(source)
+            target = DTYPES[{"bfloat16": "BF16", "float16": "F16"}[result.dtype]]
+            _merge_shard(adapter, source, folder / name, target, result, left)
+            index |= dict.fromkeys(source.entries, name)
+        finally:
+            base.release(name)
         result.files.append(name)
         result.size += (folder / name).stat().st_size
         progress("merge: shards", number + 1, len(base.names))

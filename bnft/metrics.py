@@ -59,7 +59,8 @@ class Score:
         n: rows that it was computed on.
         low, high: 95 % percentile bootstrap over rows; None without resampling or with a single row.
             A share of exactly 0 or 1 gets an interval without width: resampling cannot draw what never happened.
-        unit: "0-100", "share", "bits/byte", "perplexity", "ratio", "words", "tokens" or "characters".
+        unit: "0-100", "share", "bits/byte", "perplexity", "ratio", "words", "tokens", "characters",
+            or a scale of ratings: "1-5", "0-2".
         higher_is_better: None where neither direction is good in itself.
         resamples: the value on each resample; equal seeds and n draw equal rows, which is what makes `compare` paired.
     """

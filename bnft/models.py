@@ -256,7 +256,7 @@ def load_model(source: ModelSource, config: ModelConfig, device_map=None):
 
     dtype, _ = resolve_dtype(config.dtype)
     if device_map is None and torch.cuda.is_available():
-        device_map = {"": 0}
+        device_map = {"": torch.cuda.current_device()}
     options = {"dtype": getattr(torch, dtype), "revision": source.revision, "device_map": device_map}
     if config.load_in_4bit:
         options["quantization_config"] = four_bit_settings(dtype)

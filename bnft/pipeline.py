@@ -5,78 +5,117 @@ Composes the rooms; holds no rule of its own about data, training or metrics.
 
 from __future__ import annotations
 
-import hashlib
-import random
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bnft.checkpoints import last_checkpoint
 from bnft.config import to_yaml
 from bnft.data import DatasetProcessor, format_report
 from bnft.errors import UserError
-from bnft.evaluation import Evaluation, Evaluator, choose_rows, rows_of
-from bnft.metrics import Comparison
+from bnft.evaluation import Evaluator, choose_rows, rows_of
+from bnft.gpu_memory import release_gpu
+from bnft.launch import launch_training
 from bnft.models import resolve_dtype
-from bnft.plan import find_gpus
-from bnft.records import (
-    RESPONSES,
-    RunDirectory,
-    append_experiment,
-    csv_text,
-    environment,
-    now,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from bnft.placement import Placement
+from bnft.plan import RunPlan
+from bnft.planning import free_now, make_plan, measured, plan_warnings
+from bnft.records import RunDirectory, environment, now, read_json, write_atomically, write_json
+from bnft.results import METRICS, Outcome, peak_memory, print_results, write_results
 from bnft.settings import RunConfig
 from bnft.training import LLAMAFineTuner, TrainingResult
-
-SHOWN = ("bits_per_byte", "ended_rate", "cut_off_rate", "bengali_script_rate", "replacement_char_rate")
-SHOWN += ("repeated_4grams", "reply_words", "chrf++", "chrf", "bleu", "rouge1", "rouge2", "rougeL")
+from bnft.world import broadcast_object, current_world
 
 
 class Pipeline:
-    """One run. `create` or `open` it, then call `start`, `resume` or `evaluate_again`."""
+    """One run. `create` or `open` it, then call `start` or `resume` and then `finish`, or `evaluate_again`.
 
-    def __init__(self, directory: RunDirectory, config: RunConfig, sources: dict[str, str], record: dict[str, Any]):
+    In a world of several processes all call the same, up to `finish`; the leader alone writes.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        config: RunConfig,
+        sources: dict[str, str],
+        placement: Placement,
+        record: dict[str, Any],
+    ):
+        self.world = current_world()
+        self.placement = placement
         self.directory = directory
         self.config = config
         self.sources = sources
         self.record = record
 
     @classmethod
-    def create(cls, output_dir: str, name: str | None, recipe: str, config: RunConfig, sources: dict) -> Pipeline:
+    def create(
+        cls,
+        output_dir: str,
+        name: str | None,
+        recipe: str,
+        config: RunConfig,
+        sources: dict[str, str],
+        placement: Placement,
+    ) -> Pipeline:
         """A new run in `output_dir`, named after the recipe and the time unless a name is given."""
         stem = Path(recipe).stem
-        directory = RunDirectory.create(output_dir, name or f"{stem}-{now().replace(':', '').replace('+0000', 'Z')}")
-        return cls(directory, config, sources, {"recipe": stem, "started": now(), "seconds": {}} | environment())
+        name = name or f"{stem}-{now().replace(':', '').replace('+0000', 'Z')}"
+        world = current_world()
+        made = RunDirectory.create(output_dir, name).folder if world.leads else None
+        directory = RunDirectory(broadcast_object(made, world))
+        record = {"recipe": stem, "started": now(), "seconds": {}} | environment()
+        return cls(directory, config, sources, placement, record)
 
     @classmethod
-    def open(cls, folder: str, config: RunConfig, sources: dict[str, str]) -> Pipeline:
+    def open(cls, folder: str, config: RunConfig, sources: dict[str, str], placement: Placement) -> Pipeline:
         """The run in an existing folder."""
         directory = RunDirectory.open(folder)
         record = read_json(directory.folder / "run.json")
         changed = {name: source for name, source in sources.items() if source.startswith("flag ")}
-        return cls(directory, config, record["sources"] | changed, record)
+        return cls(directory, config, sources | record["sources"] | changed, placement, record)
 
     def start(self) -> None:
-        """Everything: data, training, evaluation, records. A run that fails before it has anything leaves nothing."""
+        """Data and training, with their records. A run that fails before it has anything leaves nothing."""
         try:
             self._write_settings()
-            data = self._timed("data", DatasetProcessor(self.config.data, self.config.seed).process)
-            print(format_report(data.report))
-            write_json(self.directory.path("data_report.json"), data.report)
-            self.directory.write_splits(data.splits)
-            self._train(data.splits, None)
+            splits = self._process_data() if self.world.leads else None
+            self._train(broadcast_object(splits, self.world), None)
         except BaseException:
-            self.directory.discard_if_empty()
+            if self.world.leads:
+                self.directory.discard_if_empty()
             raise
+
+    def _process_data(self) -> dict[str, list]:
+        data = self._timed("data", DatasetProcessor(self.config.data, self.config.seed).process)
+        print(format_report(data.report))
+        write_json(self.directory.path("data_report.json"), data.report)
+        self.directory.write_splits(data.splits)
+        return data.splits
+
+    def finish(self) -> int:
+        """Evaluates what was trained; by then the leader is alone, the others' GPUs are free again.
+
+        Returns:
+            The exit status.
+        """
+        if not self.world.leads:
+            return 0
+        if self.placement.way == "fsdp":
+            print(f"no process holds the whole model. Evaluate it: python train.py --eval-only {self.directory.folder}")
+            return 0
+        if self._tuner.strategy.rewrites_libraries:  # base and tuned are measured by the libraries as they are
+            del self._tuner
+            release_gpu()
+            return launch_training(["--eval-only", str(self.directory.folder)], 1)
+        self._evaluate(self._tuner, self._test)
+        self._record_actual({"evaluation": self.record["seconds"]["evaluation"]})
+        return 0
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, or from the start where there is none."""
-        checkpoint = self.directory.last_checkpoint()
+        checkpoint = last_checkpoint(self.directory.folder / "checkpoints")
         print(f"going on from {checkpoint or 'the beginning: there is no whole checkpoint'}")
         self._write_settings()
         self._train(self.directory.read_splits(), checkpoint)
@@ -89,18 +128,30 @@ class Pipeline:
                 f"Finish it first: python train.py --resume {self.directory.folder}",
             )
         adapter = self.config.replace("model.name", str(self.directory.folder / "lora_model"))
-        tuner = self._timed("model", lambda: LLAMAFineTuner(config=adapter))
+        adapter = adapter.replace("train.strategy", "peft")
+        tuner = self._timed("model", lambda: self._placed(adapter))
         self._write_settings()
         self._evaluate(tuner, self.directory.read_splits()["test"])
 
+    def _placed(self, config: RunConfig) -> LLAMAFineTuner:
+        config = config.replace("train.parallel", self.placement.way)
+        if self.placement.way == "fsdp" and config.train.strategy == "auto":
+            config = config.replace("train.strategy", "peft")  # the one whose weights can be shared out
+        return LLAMAFineTuner(config=config, world=self.world)
+
     def _train(self, splits: dict[str, list], checkpoint: Path | None) -> None:
-        tuner = self._timed("model", lambda: LLAMAFineTuner(config=self.config))
+        plan = self._plan(splits)
+        tuner = self._timed("model", lambda: self._placed(self.config))
+        if plan and plan.pass_tokens:
+            tuner.pass_tokens = plan.pass_tokens
         dtype, reason = resolve_dtype(self.config.model.dtype)
         print(f"dtype: {dtype} ({reason})\nstrategy: {tuner.strategy.name} ({tuner.strategy_reason})")
         self.record |= {
             "model": {"name": self.config.model.name, "licence": tuner.source.licence},
             "dtype": dtype,
-            "gpus": [gpu.name for gpu in find_gpus()],
+            "placement": self.placement.way,
+            "processes": self.world.size,
+            "gpus": [gpu.name for gpu in self.placement.gpus],
             "strategy": tuner.strategy.name,
             "data": {
                 "fingerprint": read_json(self.directory.folder / "data_report.json")["sha256"],
@@ -115,15 +166,38 @@ class Pipeline:
         folder = self.directory.folder
         result = self._timed("training", lambda: tuner.train(splits["train"], splits["validation"], folder, checkpoint))
         self._record_training(result)
-        self._evaluate(tuner, splits["test"])
+        self._record_actual({} if checkpoint else {"training": round(result.seconds, 1)})
+        self._tuner, self._test = tuner, splits["test"]
+
+    def _plan(self, splits: dict[str, list]) -> RunPlan | None:
+        """What the run will take, told and noted before any weight is there; None where the model does not tell."""
+        plan = make_plan(self.config, self.placement, splits, free_now(self.placement))
+        if plan:
+            self.record["plan"] = {"predicted": plan.record(), "actual": {}}
+            for warning in plan_warnings(plan, self.config, self.directory.folder):
+                print(f"warning: {warning}")
+        return plan
+
+    def _record_actual(self, seconds: dict[str, float]) -> None:
+        """What it took so far, beside what was predicted; a GPU's peak is that of the training."""
+        if "plan" not in self.record:
+            return
+        actual = self.record["plan"]["actual"]
+        taken = measured(self.directory.folder, self.placement)
+        peaks = actual.get("gpu_gib", taken["gpu_gib"])
+        actual |= taken | {"gpu_gib": peaks, "seconds": actual.get("seconds", {}) | seconds}
+        self._write_record()
 
     def _record_training(self, result: TrainingResult) -> None:
+        self.record["peak_memory_gib"] = peak_memory()
         self.record["training"] = {
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
             "best_step": result.best_step,
             "best_eval_loss": result.best_eval_loss,
             "stopped_by": result.stopped_by,
+            "packed": result.packed,
+            "out_of_memory": result.halved,
             "history": result.history,
             # length -> conversations of that length: small however large the corpus is
             "token_lengths": {name: dict(sorted(Counter(lengths).items())) for name, lengths in result.tokens.items()},
@@ -134,147 +208,51 @@ class Pipeline:
         from bnft.progress import StageBar
 
         with StageBar() as bar:
-            evaluator = Evaluator(tuner.model, tuner.tokenizer, self.config, bar.show)
+            evaluator = Evaluator(
+                tuner.model, tuner.tokenizer, self.config, bar.show, self.directory.folder / "generated"
+            )
             base, tuned, comparisons = self._timed("evaluation", lambda: evaluator.evaluate_pair(test))
         rows = choose_rows(rows_of(test), self.config.eval.samples, self.config.seed)
-        self._write_results(test, rows, base, tuned, comparisons)
-        print_table(comparisons)
-        print_samples(rows, base, tuned, self.config.seed)
-        folder = self.directory.folder
-        print(f"\nrun: {folder}\nnext, replies to every test row:")
-        print(f"  python train.py --eval-only {folder} --eval-samples all")
+        outcome = Outcome(test, rows, base, tuned, comparisons)
+        write_results(self.directory, self.config, self.record, outcome)
+        print_results(self.directory.folder, outcome, self.config.seed)
+        self._judge(outcome)
 
-    def _write_results(self, test, rows, base: Evaluation, tuned: Evaluation, comparisons) -> None:
-        metrics = {
-            "test": {"rows": len(rows_of(test)), "rows_generated": len(rows), "fingerprint": fingerprint(test)},
-            "decoding": {
-                "method": "greedy",
-                "max_new_tokens": self.config.generation.max_new_tokens,
-                "repetition_penalty": self.config.generation.repetition_penalty,
-            },
-            "base": {name: score.to_dict() for name, score in base.scores.items()},
-            "tuned": {name: score.to_dict() for name, score in tuned.scores.items()},
-            "comparison": {name: comparison.to_dict() for name, comparison in comparisons.items()},
-        }
-        write_json(self.directory.path("metrics.json"), metrics)
-        responses = [
-            {
-                "id": row.id,
-                "question": row.question,
-                "reference": row.reference,
-                "base_reply": b.text,
-                "tuned_reply": t.text,
-                "base_tokens": b.tokens,
-                "tuned_tokens": t.tokens,
-                "base_seconds": round(b.seconds, 3),
-                "tuned_seconds": round(t.seconds, 3),
-                "base_finish_reason": b.finish_reason,
-                "tuned_finish_reason": t.finish_reason,
-            }
-            for row, b, t in zip(rows, base.replies, tuned.replies, strict=True)
-        ]
-        write_atomically(self.directory.path(RESPONSES), csv_text(responses, list(responses[0])))
-        self.record |= {"finished": now(), "peak_memory_gib": peak_memory()}
+    def _judge(self, outcome: Outcome) -> None:
+        """Asks a language model about the replies, where one is set; what is measured already stays, come what may."""
+        settings = self.config.eval
+        if not settings.judge:
+            return
+        from bnft.judge import ANSWERS, Judge, print_judgement
+        from bnft.judge_client import JudgeClient
+        from bnft.judge_form import Item
+        from bnft.progress import StageBar
+
+        pairs = zip(outcome.rows, outcome.base.replies, outcome.tuned.replies, strict=True)
+        items = [Item(row.id, row.messages, base.text, tuned.text) for row, base, tuned in pairs]
+        chosen = choose_rows(items, settings.judge_samples, self.config.seed)
+        client = JudgeClient(settings.judge, settings.judge_model)
+        with StageBar() as bar:
+            judge = Judge(client, self.directory.path(ANSWERS), bar.show)
+            how = {"bootstrap": settings.bootstrap, "seed": self.config.seed}
+            told = self._timed("judge", lambda: judge.judge(chosen, **how))
+        path = self.directory.path(METRICS)
+        write_json(path, read_json(path) | {"judge": told})
         self._write_record()
-        self._draw(metrics)
-        append_experiment(self.directory.folder.parent, self._experiment(metrics))
-        self.directory.mark_latest()
-
-    def _draw(self, metrics: dict) -> None:
-        from bnft import plots
-
-        training = self.record.get("training")
-        if training and training["history"]:
-            plots.plot_loss(training["history"], self.directory.path("plots", "loss.png"))
-            plots.plot_learning_rate(training["history"], self.directory.path("plots", "learning_rate.png"))
-            lengths = {
-                name: [int(length) for length, count in counts.items() for _ in range(count)]
-                for name, counts in training["token_lengths"].items()
-            }
-            limit = self.config.model.max_seq_length
-            plots.plot_token_lengths(lengths, limit, self.directory.path("plots", "token_lengths.png"))
-        both = {name: {"base": metrics["base"][name], "tuned": metrics["tuned"][name]} for name in SHOWN}
-        plots.plot_comparison(both, self.directory.path("plots", "base_against_tuned.png"))
-
-    def _experiment(self, metrics: dict) -> dict[str, Any]:
-        config, training = self.config, self.record.get("training", {})
-        row = {
-            "run": self.directory.folder.name,
-            "started": self.record["started"],
-            "finished": self.record["finished"],
-            "recipe": self.record["recipe"],
-            "model": config.model.name,
-            "load_in_4bit": config.model.load_in_4bit,
-            "dtype": self.record.get("dtype"),
-            "strategy": self.record.get("strategy"),
-            "data_fingerprint": self.record.get("data", {}).get("fingerprint", "")[:16],
-            "test_fingerprint": metrics["test"]["fingerprint"][:16],
-            "seed": config.seed,
-            "steps": training.get("steps"),
-            "rows_a_step": config.train.batch_size * config.train.accumulation,
-            "learning_rate": config.train.learning_rate,
-            "lora_r": config.lora.r,
-            "lora_alpha": config.lora.alpha,
-            "best_step": training.get("best_step"),
-            "best_eval_loss": training.get("best_eval_loss"),
-            "training_seconds": training.get("seconds"),
-            "evaluation_seconds": self.record["seconds"].get("evaluation"),
-            "peak_memory_gib": self.record["peak_memory_gib"],
-            "git_commit": self.record.get("git_commit"),
-        }
-        for system in ("base", "tuned"):
-            row |= {f"{system}_{name}": round(score["value"], 5) for name, score in metrics[system].items()}
-        return row
+        print_judgement(told)
 
     def _write_settings(self) -> None:
         self.record["sources"] = self.sources
-        write_atomically(self.directory.path("config.yaml"), to_yaml(self.config, self.sources))
+        if self.world.leads:
+            write_atomically(self.directory.path("config.yaml"), to_yaml(self.config, self.sources))
         self._write_record()
 
     def _write_record(self) -> None:
-        write_json(self.directory.path("run.json"), self.record)
+        if self.world.leads:
+            write_json(self.directory.path("run.json"), self.record)
 
     def _timed(self, phase: str, work):
         started = time.monotonic()
         result = work()
         self.record["seconds"][phase] = round(time.monotonic() - started, 1)
         return result
-
-
-def fingerprint(conversations: list) -> str:
-    """Hash of what a split holds, so that numbers from different splits are never set side by side unseen."""
-    return hashlib.sha256("\n".join(c.id for c in conversations).encode()).hexdigest()
-
-
-def peak_memory() -> float:
-    """Largest memory so far in GiB: of the GPUs where there are any, else of this process."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return round(max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-
-
-def print_table(comparisons: dict[str, Comparison]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="base against tuned, same held-out rows, same decoding")
-    for heading in ("metric", "base", "tuned", "difference [95 %]", "p"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
-    for name in SHOWN:
-        c = comparisons[name]
-        interval = "" if c.low is None else f" [{c.low:+.3g}, {c.high:+.3g}]"
-        p = "" if c.p is None else f"{c.p:.3f}"
-        table.add_row(name, f"{c.base:.4g}", f"{c.tuned:.4g}", f"{c.difference:+.4g}{interval}", p)
-    console = Console()
-    # Cells must not wrap where nobody watches: a log file or a pipe has no width of its own.
-    (console if console.is_terminal else Console(width=120)).print(table)
-
-
-def print_samples(rows: list, base: Evaluation, tuned: Evaluation, seed: int, count: int = 3) -> None:
-    """Unpicked samples: drawn by the seed."""
-    for i in sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows)))):
-        print(f"\n  person: {rows[i].question}\n  base:   {base.replies[i].text}\n  tuned:  {tuned.replies[i].text}")

@@ -1,16 +1,26 @@
-"""What a run will do, before it does it: recipe, machine, steps. Knows nothing about weights or the trainer."""
+"""What a run will do, before it does it: recipe, steps, memory, disk, hours.
+
+Knows nothing about weights or the trainer.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bnft.errors import UserError
+from bnft.memory_plan import GIB, Memory, Method, ModelFacts, adapter_parameters, fits, memories
+from bnft.run_facts import duration
 from bnft.settings import RunConfig
 
 GPU_NEEDED_GIB = 14.0  # what the 8B recipe needs; a T4 offers 14.74
+PLOTS = 2**19  # bytes of a run's pictures
+SESSION_HOURS = 12  # of Kaggle and Colab
+# Measured: a process with PyTorch, transformers and TRL; bytes in memory for a byte of tokenizer.json; and what a heap
+# that keeps freed memory (bnft/allocator.py) grows to for a byte in use.
+LIBRARIES, CUDA_LIBRARIES, TOKENIZER, HEAP = int(0.65 * GIB), 4 * GIB, 12, 1.15
 
 
 @dataclass(frozen=True)
@@ -41,22 +51,6 @@ def choose_recipe(gpus: list[Gpu]) -> tuple[str, str]:
     return "laptop", "no CUDA GPU here"
 
 
-def check_placement(config: RunConfig, gpus: list[Gpu]) -> str:
-    """The placement that is used, or an error that says why the one asked for cannot be.
-
-    Raises:
-        UserError: `train.parallel` asks for GPUs that are not here, or for a way that is not built yet.
-    """
-    wanted = config.train.parallel
-    if wanted in ("layers", "ddp", "fsdp"):
-        if len(gpus) < 2:
-            raise UserError(
-                f"--parallel {wanted} needs at least two GPUs, {len(gpus)} found", "Use --parallel auto or single."
-            )
-        raise UserError(f"--parallel {wanted} is not in this version yet", "Use --parallel single.")
-    return "one GPU" if gpus else "CPU"
-
-
 def check_tracker(config: RunConfig, installed: Callable[[str], object] = importlib.util.find_spec) -> None:
     """Refuses an experiment tracker whose package is missing, before any work is done."""
     tracker = config.train.report_to
@@ -72,7 +66,174 @@ def optimizer_steps(config: RunConfig, conversations: int) -> int:
     return max(1, math.ceil(math.ceil(conversations / rows) * config.train.epochs))
 
 
-def describe(config: RunConfig, gpus: list[Gpu], report: dict, folder: str) -> str:
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run takes, as far as its model's shape tells it.
+
+    Attributes:
+        longest: tokens of the longest conversation.
+        tokens: of all optimizer steps together.
+        passes: forward and backward passes of them.
+        pass_tokens: the most tokens of a pass; None where nothing bounds them.
+        memory: of each GPU, or of the CPU's process.
+        peaks: bytes of each GPU.
+        host: bytes of a process.
+        disk: bytes of "run" and of "merge".
+        seconds: of "training" and of "evaluation".
+        speed: where the seconds come from.
+    """
+
+    steps: int
+    longest: int
+    tokens: int
+    passes: int
+    pass_tokens: int | None
+    memory: tuple[Memory, ...]
+    peaks: tuple[int, ...]
+    host: int
+    disk: dict[str, int]
+    seconds: dict[str, float]
+    speed: str
+
+    def record(self) -> dict:
+        """As run.json holds it, with the names of what is measured later."""
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "passes": self.passes,
+            "pass_tokens": self.pass_tokens,
+            "gpu_gib": [_gib(peak) for peak in self.peaks],
+            "host_gib": _gib(self.host),
+            "disk_gib": {name: _gib(size) for name, size in self.disk.items()},
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "speed": self.speed,
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Name and text of each line of the plan."""
+        bound = "" if self.pass_tokens is None else f" of at most {self.pass_tokens:,} tokens"
+        lines = [
+            (
+                "tokens",
+                f"{self.tokens:,} in {self.passes:,} passes{bound}, the longest conversation has {self.longest:,}",
+            ),
+        ]
+        for number, (memory, peak) in enumerate(zip(self.memory, self.peaks, strict=False)):
+            parts = {
+                "weights": memory.weights,
+                "adapter and gradients": memory.adapter + memory.gradients,
+                "optimizer": memory.optimizer,
+                "activations and logits": peak - memory.fixed,
+            }
+            told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+            lines.append((f"GPU {number}", f"{peak / GIB:.1f} GiB at most: {told}"))
+        disk = f"{_size(self.disk['run'])} for the run, {_size(self.disk['merge'])} more for publish.py to merge it"
+        hours = ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())
+        return [
+            *lines,
+            ("host memory", f"{_size(self.host)} a process"),
+            ("disk", disk),
+            ("time", f"{hours} ({self.speed})"),
+        ]
+
+    def warnings(self, config: RunConfig, free_disk: int, free_host: int) -> list[str]:
+        """What is likely to go wrong although the run can begin."""
+        found = []
+        minutes, limit = sum(self.seconds.values()) / 60, config.train.max_minutes
+        if limit and self.seconds["training"] > limit * 60:
+            found.append(
+                f"training takes about {duration(self.seconds['training'])} and is stopped after --max-minutes "
+                f"{limit:g}, with the best checkpoint kept"
+            )
+        elif minutes > SESSION_HOURS * 60:
+            found.append(
+                f"{minutes / 60:.0f} hours are more than a session of {SESSION_HOURS}: use --max-minutes "
+                f"{SESSION_HOURS * 50}, --max-steps or --eval-samples, and --resume in the next session"
+            )
+        if self.disk["run"] > free_disk:
+            found.append(f"the run writes {_size(self.disk['run'])}, and {_size(free_disk)} are free: --output-dir")
+        elif sum(self.disk.values()) > free_disk:
+            found.append(
+                f"merging takes {_size(self.disk['merge'])} more, and {_size(free_disk)} are free: publish.py "
+                "--low-disk"
+            )
+        if self.host > free_host:
+            found.append(f"the process takes {_size(self.host)} of memory, and {_size(free_host)} are free")
+        return found
+
+
+def _gib(size: float) -> float:
+    return round(size / GIB, 2)
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.0f} MiB"
+
+
+def disk_bytes(facts: ModelFacts, method: Method, checkpoints: int, tokenizer: int, data: int) -> dict[str, int]:
+    """What the run's folder comes to, and what a merged model takes.
+
+    Args:
+        checkpoints: that stay, the best among them.
+        tokenizer: bytes of its files, a copy of which is in each.
+        data: bytes of the conversations, which are written with their split.
+    """
+    adapter = 4 * adapter_parameters(facts, method)
+    optimizer = memories(facts, method, "single", 1)[0].optimizer
+    run = checkpoints * (adapter + optimizer + tokenizer) + adapter + tokenizer + data + PLOTS
+    return {"run": run, "merge": 2 * facts.parameters + tokenizer}
+
+
+def host_bytes(facts: ModelFacts, method: Method, peak: int, on_gpu: bool, pass_tokens: int, tokenizer: int) -> int:
+    """A process' memory outside of GPUs.
+
+    Args:
+        peak: of the training, where that happens there.
+        pass_tokens: whose layer inputs Unsloth's checkpointing keeps there.
+        tokenizer: bytes of its files.
+    """
+    if not on_gpu:
+        return LIBRARIES + TOKENIZER * tokenizer + round(HEAP * peak)
+    offloaded = facts.layers * facts.hidden * method.element * pass_tokens * (method.checkpointing == "unsloth")
+    return (
+        CUDA_LIBRARIES + 2 * facts.embedding_parameters * method.element + offloaded
+    )  # the largest tensor, and a copy
+
+
+def check_fits(config: RunConfig, facts: ModelFacts, method: Method, way: str, free: list[int], longest: int) -> None:
+    """Refuses what cannot be trained here, before anything is downloaded.
+
+    Args:
+        free: bytes of each GPU that is used.
+        longest: tokens of the longest conversation; the fewest that are possible before that is known.
+
+    Raises:
+        UserError: says how much is missing, and which settings would make it fit.
+    """
+    if not free or fits(facts, method, way, free, longest):
+        return
+    ways = []
+    if not method.four_bit and fits(facts, replace(method, four_bit=True), way, free, longest):
+        ways.append("--model.load_in_4bit true")
+    if way == "single" and len(free) > 1 and fits(facts, method, "layers", free, longest):
+        ways.append("--parallel layers")
+    if method.checkpointing == "none" and fits(facts, replace(method, checkpointing="torch"), way, free, longest):
+        ways.append("--train.gradient_checkpointing torch")
+    shorter = next((n for n in range(longest // 64 * 64, 63, -64) if fits(facts, method, way, free, n)), None)
+    if shorter:
+        ways.append(f"--model.max_seq_length {shorter}")
+    peaks = [memory.peak(longest) for memory in memories(facts, method, way, len(free))]
+    told = ", ".join(
+        f"GPU {i}: {peak / GIB:.1f} of {size / GIB:.1f} GiB"
+        for i, (peak, size) in enumerate(zip(peaks, free, strict=True))
+    )
+    raise UserError(
+        f"{config.model.name} cannot be trained here with conversations of {longest} tokens ({told})",
+        f"Use {' or '.join(ways)}." if ways else "Use a smaller --model, or a larger GPU.",
+    )
+
+
+def describe(config: RunConfig, placement: object, report: dict, folder: str, plan: RunPlan | None = None) -> str:
     """The plan as text: what will be read, trained, evaluated and written."""
     splits = report["splits"]
     conversations = {name: splits[name]["conversations"] for name in splits}
@@ -82,7 +243,7 @@ def describe(config: RunConfig, gpus: list[Gpu], report: dict, folder: str) -> s
     samples = config.eval.samples
     lines = [
         ("model", f"{config.model.name} ({bits}), LoRA r={config.lora.r} on {', '.join(config.lora.target_modules)}"),
-        ("machine", f"{check_placement(config, gpus)}, {', '.join(gpu.name for gpu in gpus) or 'no GPU'}"),
+        ("machine", str(placement)),
         ("data", f"{report['source']}: " + ", ".join(f"{n} {name}" for name, n in conversations.items())),
         (
             "training",
@@ -93,5 +254,6 @@ def describe(config: RunConfig, gpus: list[Gpu], report: dict, folder: str) -> s
         ("checkpoints", f"every {config.train.save_steps} steps, {config.train.keep_checkpoints} kept"),
         ("evaluation", f"base and tuned: likelihood of the whole test split, replies to {samples} rows of it"),
         ("writes", folder),
+        *(plan.lines() if plan else [("memory", "unknown: the model's config.json does not tell its shape")]),
     ]
     return "\n".join(f"  {name:<12}{text}" for name, text in lines)

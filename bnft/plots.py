@@ -87,23 +87,23 @@ def plot_loss(history: list[dict], path: str | Path) -> Path:
         ValueError: no line has a finite value of either.
     """
     curves = (
-        (_curve(history, "loss"), "প্রশিক্ষণের লস (loss)", BLUE, "-"),
-        (_curve(history, "eval_loss"), "যাচাইয়ের লস (eval_loss)", RED, "--"),
+        (curve_of(history, "loss"), "প্রশিক্ষণের লস (loss)", BLUE, "-"),
+        (curve_of(history, "eval_loss"), "যাচাইয়ের লস (eval_loss)", RED, "--"),
     )
     if not any(points for points, *_ in curves):
         raise ValueError(f'no loss to draw: none of {len(history)} history lines has a finite "loss" or "eval_loss"')
-    with _figure(8, 4.6) as figure:
-        axes = _step_axes(figure, "প্রশিক্ষণ ও যাচাইয়ের লস (loss)", "লস (loss)")
+    with styled_figure(8, 4.6) as figure:
+        axes = step_axes(figure, "প্রশিক্ষণ ও যাচাইয়ের লস (loss)", "লস (loss)")
         for points, label, colour, line in curves:
             if points:
-                _draw_curve(axes, points, color=colour, ls=line, label=label)
+                draw_curve(axes, points, color=colour, ls=line, label=label)
         if evaluated := curves[1][0]:
             step, loss = min(evaluated, key=lambda point: (point[1], point[0]))
             best = f"সবচেয়ে ভালো ধাপ (best step) {step}: {loss:.4g}"
             axes.axvline(step, color=GREEN, lw=1, ls=":")
             axes.plot(step, loss, "*", color=GREEN, ms=15, mec="white", zorder=5, label=best)
         axes.legend()
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def plot_learning_rate(history: list[dict], path: str | Path) -> Path:
@@ -115,18 +115,18 @@ def plot_learning_rate(history: list[dict], path: str | Path) -> Path:
     Raises:
         ValueError: no line has a finite learning rate.
     """
-    points = _curve(history, "learning_rate")
+    points = curve_of(history, "learning_rate")
     if not points:
         raise ValueError(f'no learning rate to draw: none of {len(history)} history lines has a finite "learning_rate"')
-    with _figure(8, 3.8) as figure:
-        axes = _step_axes(figure, "শেখার হার (learning rate)", "শেখার হার (learning rate)")
-        axes.yaxis.set_major_formatter(lambda rate, _: _short(rate))
-        _draw_curve(axes, points, color=BLUE)
+    with styled_figure(8, 3.8) as figure:
+        axes = step_axes(figure, "শেখার হার (learning rate)", "শেখার হার (learning rate)")
+        axes.yaxis.set_major_formatter(lambda rate, _: short_rate(rate))
+        draw_curve(axes, points, color=BLUE)
         step, peak = max(points, key=lambda point: point[1])
-        axes.plot(step, peak, "^", color=ORANGE, ms=9, label=f"সর্বোচ্চ (peak) {_short(peak)}, ধাপ (step) {step}")
+        axes.plot(step, peak, "^", color=ORANGE, ms=9, label=f"সর্বোচ্চ (peak) {short_rate(peak)}, ধাপ (step) {step}")
         axes.set_ylim(bottom=min(0, min(rate for _, rate in points)))
         axes.legend()
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def plot_token_lengths(lengths: Mapping[str, Sequence[int]], limit: int, path: str | Path) -> Path:
@@ -148,7 +148,7 @@ def plot_token_lengths(lengths: Mapping[str, Sequence[int]], limit: int, path: s
 
     edges = np.unique(np.rint(np.geomspace(min(everything), max(everything) + 1, 26))) - 0.5  # between whole lengths
     over = sum(length > limit for length in everything)
-    with _figure(8, 4.6) as figure:
+    with styled_figure(8, 4.6) as figure:
         axes = figure.subplots()
         axes.set_title("কথোপকথনের দৈর্ঘ্য (token length)")
         axes.set_xlabel("টোকেন (tokens), লগ-স্কেল")
@@ -162,7 +162,7 @@ def plot_token_lengths(lengths: Mapping[str, Sequence[int]], limit: int, path: s
         axes.axvline(limit, color=RED, label=beyond)
         _powers_of_two(axes, min(limit, *everything), max(limit, *everything))
         axes.legend()
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def plot_comparison(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]], path: str | Path) -> Path:
@@ -179,18 +179,18 @@ def plot_comparison(comparisons: Mapping[str, Mapping[str, Mapping[str, Any]]], 
     for name, pair in comparisons.items():
         for system in SYSTEMS:
             value = pair.get(system, {}).get("value")
-            if not _is_number(value):
+            if not is_number(value):
                 raise ValueError(f"{name} cannot be drawn: the value of {system} is {value}")
     columns = min(3, len(comparisons))
     rows = math.ceil(len(comparisons) / columns)
-    with _figure(max(3.5 * columns + 1.2, 6.5), 1.5 * rows + 1.3) as figure:
+    with styled_figure(max(3.5 * columns + 1.2, 6.5), 1.5 * rows + 1.3) as figure:
         figure.suptitle("মূল ও টিউন করা মডেলের তুলনা (base against tuned)", x=0.01, ha="left", weight="bold", size=15)
         figure.supxlabel("দাগ: ৯৫ % আস্থা-ব্যবধান (95 % interval)", size=10, color="#555555", x=0.01, ha="left")
         figure.get_layout_engine().set(h_pad=0.08, w_pad=0.08)
         for number, (name, pair) in enumerate(comparisons.items()):
             axes = figure.add_subplot(rows, columns, number + 1)
             _draw_pair(axes, name, pair, labels=number % columns == 0)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _draw_pair(axes: Axes, name: str, pair: Mapping[str, Mapping[str, Any]], labels: bool) -> None:
@@ -203,11 +203,12 @@ def _draw_pair(axes: Axes, name: str, pair: Mapping[str, Mapping[str, Any]], lab
     ends = []
     for y, system in enumerate(SYSTEMS):
         score = pair[system]
-        interval = [end for end in (score.get("low"), score.get("high")) if _is_number(end)]
+        interval = [end for end in (score.get("low"), score.get("high")) if is_number(end)]
         axes.barh(y, score["value"], height=0.62, color=SYSTEMS[system][1])
         axes.plot(interval, [y] * len(interval), color=INK, lw=1.4, marker="|", ms=7, mew=1.4)
         ends.append(max([score["value"], *interval]))
-        axes.annotate(_amount(score), (ends[-1], y), (6, 0), textcoords="offset points", va="center", size=10)
+        shown = amount(score["value"], score.get("unit"))
+        axes.annotate(shown, (ends[-1], y), (6, 0), textcoords="offset points", va="center", size=10)
     axes.set_xlim(min(0, *ends), 1.35 * max(ends) if max(ends) > 0 else 1)  # room for the figures
     axes.set_ylim(1.5, -0.5)
     axes.set_yticks([0, 1], [label for label, _ in SYSTEMS.values()] if labels else ["", ""])
@@ -217,35 +218,35 @@ def _draw_pair(axes: Axes, name: str, pair: Mapping[str, Mapping[str, Any]], lab
     axes.grid(False)
 
 
-def _amount(score: Mapping[str, Any]) -> str:
-    value, unit = score["value"], score.get("unit")
+def amount(value: float, unit: str | None, sign: str = "") -> str:
+    """A value in figures that fit its unit; `sign` "+" writes the sign of a difference always."""
     if unit == "share":
-        return f"{100 * value:.1f} %"
-    return f"{value:.3f}" if unit == "bits/byte" else f"{value:.{2 if abs(value) < 10 else 1}f}"
+        return f"{100 * value:{sign}.1f} %"
+    return f"{value:{sign}.{3 if unit == 'bits/byte' else 2 if abs(value) < 10 else 1}f}"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
-def _curve(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+def curve_of(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
     """The finite values of one key by step; a resumed run's lines may come in any order."""
-    return sorted((line["step"], line[key]) for line in history if "step" in line and _is_number(line.get(key)))
+    return sorted((line["step"], line[key]) for line in history if "step" in line and is_number(line.get(key)))
 
 
-def _draw_curve(axes: Axes, points: list[tuple[int, float]], **look: Any) -> None:
+def draw_curve(axes: Axes, points: list[tuple[int, float]], **look: Any) -> None:
     """A line; a short one with a dot a point, as one point alone makes no line; a long one thin, as it jumps."""
     marker = "o" if len(points) <= 60 else None
     axes.plot(*zip(*points, strict=True), marker=marker, ms=4, lw=2 if len(points) <= 200 else 1, **look)
 
 
-def _short(rate: float) -> str:
+def short_rate(rate: float) -> str:
     """0.0005 as 5e-4, 0.00025 as 2.5e-4."""
     digits, _, exponent = f"{rate:.2e}".partition("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}" if rate else "0"
 
 
-def _step_axes(figure: Figure, title: str, label: str) -> Axes:
+def step_axes(figure: Figure, title: str, label: str) -> Axes:
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.subplots()
@@ -266,7 +267,7 @@ def _powers_of_two(axes: Axes, low: int, high: int) -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
+def styled_figure(width: float, height: float) -> Iterator[Figure]:
     """A figure, in inches, and for as long as it is drawn our style instead of whatever matplotlibrc says."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -290,7 +291,7 @@ def _register_fonts() -> None:
         fontManager.ttflist.append(replace(ttfFontProperty(FT2Font(str(path))), name=FAMILY))
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Writes the PNG, whole or not at all, and makes its folder."""
     path = Path(path)
     figure.savefig(picture := io.BytesIO(), format="png")

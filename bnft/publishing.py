@@ -17,7 +17,7 @@ from bnft.chat_figures import ratings_of, safety_figures
 from bnft.config import from_environment
 from bnft.errors import UserError
 from bnft.hub import Hub, LocalFile, Repo, files_of, token_in_use
-from bnft.licences import Licence, licence_of, naming_warning
+from bnft.licences import Licence, licence_declared, licence_of, naming_warning
 from bnft.merge import merge, read_adapter
 from bnft.models import ModelSource, adapter_base, find_model, load_tokenizer
 from bnft.progress import StageBar
@@ -93,7 +93,13 @@ class Publication:
 
     @cached_property
     def licence(self) -> Licence:
-        return licence_of(OWN[self.source.name][2] if self.source.name in OWN else self.source.licence)
+        """The base's: as its own card says, else as its name or settings tell, else an unknown one."""
+        if self.source.name in OWN:
+            return licence_of(OWN[self.source.name][2])
+        page = "" if self.source.is_local else f"{HUB}/{self.source.base}"
+        card = open_base(self.source.base, self.source.revision).side_file("README.md")
+        declared = licence_declared(card.read_text(encoding="utf-8"), page) if card else None
+        return declared or licence_of(self.source.licence, page)
 
     def stage(self) -> dict[Repo, Path]:
         """Writes every folder and looks it over; says which repository each is for."""
@@ -117,7 +123,7 @@ class Publication:
             (folder / "README.md").write_text(render(folder.name, self.run, self.config, facts), encoding="utf-8")
         if "space" in parts:
             staged[Repo(names.space, "space")] = self.folder / "space"
-            stage_space(self.folder / "space", self._space_card(facts))
+            stage_space(self.folder / "space", self._space_card(facts), self.wishes.hardware)
         self._look_over(list(staged.values()))
         return staged
 
@@ -226,7 +232,7 @@ class Publication:
         generation = generation_defaults(weights, self.config, end_token_ids(tokenizer), tokenizer.pad_token_id)
         notes = {
             "base_model": base,
-            "licence": self.licence.id,
+            "licence": self.licence.shown,
             "system_prompt": self.config.data.system_prompt,
             "generation": self.config.generation.model_dump(),
         }
@@ -259,7 +265,8 @@ class Publication:
     def _space_card(self, facts: Facts) -> str:
         title = self.wishes.repo.partition("/")[2]
         context = shared(facts, self.config)
-        context |= {"title": title, "front_matter": front_matter(title, self.names.merged, self.licence.id)}
+        matter = front_matter(title, self.names.merged, self.licence, self.wishes.hardware)
+        context |= {"title": title, "front_matter": matter}
         return fill("space.md.j2", context)
 
     def _look_over(self, folders: list[Path]) -> None:

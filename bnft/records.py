@@ -14,7 +14,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -175,28 +174,6 @@ class RunDirectory:
                 raise UserError(f"the run's split file {path} is missing or damaged: {error}") from error
         return splits
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint; one that was being written when the run died is passed over."""
-        found = [p for p in (self.folder / "checkpoints").glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-        for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
-            if _is_whole(checkpoint):
-                return checkpoint
-            print(f"passing over {checkpoint}: it is not whole")
-        return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(checkpoint / "adapter_model.safetensors", "pt") as file:
-            file.keys()
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError):
-        return False
-    # torch saves zip files, whose directory stands at the end: a cut one is none
-    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
-
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: bool = True) -> str:
     text = io.StringIO()
@@ -235,10 +212,15 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": cpu_cores(),
         "versions": versions,
         "git_commit": git_commit(),
     }
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_commit() -> str | None:

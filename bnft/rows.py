@@ -55,15 +55,21 @@ class _RowCache(Cache):
 
         self.store = [(empty(heads, size), empty(heads, width)) for heads, size, width in shapes]
 
-    def aim(self, rows: slice, positions: torch.Tensor, length: int) -> None:
-        """What the next forward pass writes and reads: `positions` (n, width) of `rows`, the first `length` keys."""
+    def aim(self, rows: slice | torch.Tensor, positions: torch.Tensor, length: int | None) -> None:
+        """What the next forward pass writes and reads: `positions` (n, width) of `rows`, the first `length` keys.
+
+        Without a length, nothing stands in those rows yet, and what is written is all that is read.
+        """
         self._rows, self._positions, self._length = rows, positions, length
-        self._numbers = torch.arange(rows.start, rows.stop, device=positions.device)[:, None]
+        numbers = torch.arange(rows.start, rows.stop, device=positions.device) if isinstance(rows, slice) else rows
+        self._numbers = numbers[:, None]
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.store[layer_idx]
         keys[self._numbers, :, self._positions] = key_states.transpose(1, 2)
         values[self._numbers, :, self._positions] = value_states.transpose(1, 2)
+        if self._length is None:
+            return key_states, value_states
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
 
 
@@ -89,10 +95,18 @@ class Rows:
         head: hidden state -> scores.
         cap: bound of the scores, or None.
         context: positions of a row: prompt and reply together.
+        sampler: what chooses the tokens, made as `RowSampler` is.
     """
 
     def __init__(
-        self, body: nn.Module, head: nn.Module, switch: AdapterSwitch, cap: float | None, seats: int, context: int
+        self,
+        body: nn.Module,
+        head: nn.Module,
+        switch: AdapterSwitch,
+        cap: float | None,
+        seats: int,
+        context: int,
+        sampler: Callable[[int, int, int, torch.device], RowSampler] = RowSampler,
     ) -> None:
         self.seats, self.context, self.staging = seats, context, seats
         self._body, self._head, self._switch, self._cap = body, head, switch, cap
@@ -106,12 +120,13 @@ class Rows:
         # A row that nobody uses writes at its end, where every reply writes before it reads.
         self._positions = torch.full((rows, 1), context - 1, device=self._device)
         self._gates = torch.ones(rows, 1, 1, dtype=dtype, device=self._device)
-        self._sampler = RowSampler(rows, head.out_features, context, self._device)
+        self._sampler = sampler(rows, head.out_features, context, self._device)
         self._steps = torch.arange(context, device=self._device)
         self._prompt = torch.zeros(1, CHUNK, dtype=torch.long, device=self._device)
         self._start = torch.zeros(1, dtype=torch.long, device=self._device)
         self._graphs: dict[tuple[str, int, int], torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._pool = torch.cuda.graph_pool_handle() if self._stream else None
 
     def open(self, prompt: Sequence[int], sampling: Sampling, base: bool) -> None:
         """Empties the staging row for a reply to `prompt`, whose last token is left to the first step."""
@@ -161,17 +176,22 @@ class Rows:
         """Records all work that can occur; to be called before the first reply, as it writes into the rows."""
         if not self._stream:
             return
-        pool = torch.cuda.graph_pool_handle()
         works = [(self._read, width) for width in _WIDTHS] + [(self._step, rows) for rows in self._counts()]
-        graphs = {}
         with torch.cuda.stream(self._stream):
-            for work, size in works:
-                for length in self._lengths():
-                    work(size, length)  # libraries set themselves up, which cannot be recorded
-                    graph = graphs[work.__name__, size, length] = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-                        work(size, length)
+            graphs = {
+                (work.__name__, size, length): self._recorded(work, size, length)
+                for work, size in works
+                for length in self._lengths()
+            }
         self._graphs = graphs
+
+    def _recorded(self, work: Callable[[int, int], None], size: int, length: int) -> torch.cuda.CUDAGraph:
+        """Does the work once, and makes the recording with which it can be done again."""
+        work(size, length)  # libraries set themselves up, which cannot be recorded
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work(size, length)
+        return graph
 
     def _run(self, work: Callable[[int, int], None], size: int, reach: int) -> None:
         length = next(n for n in self._lengths() if n >= min(reach, self.context))
@@ -209,11 +229,18 @@ class Rows:
         self._ids[:rows] = self._sampler.choose(scores, positions)
         positions.add_(1).clamp_(max=self.context - 1)
 
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, rows: slice, length: int) -> torch.Tensor:
-        """Hidden states (n, width, size) of `ids` (n, width) at `positions` (n, width) of n rows."""
+    def _adapters(self, rows: slice | torch.Tensor) -> bool | torch.Tensor:
+        """Where the adapter is on."""
+        return self._gates[rows]
+
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, rows: slice | torch.Tensor, length: int | None
+    ) -> torch.Tensor:
+        """Hidden states (n, width, size) of `ids` (n, width) at `positions` (n or 1, width) of n rows."""
         self._cache.aim(rows, positions, length)
-        self._switch.on = self._gates[rows]
-        keys, asked = self._steps[None, None, None, :length], positions[:, None, :, None]
+        self._switch.on = self._adapters(rows)
+        keys = self._steps[None, None, None, : ids.shape[1] if length is None else length]
+        asked = positions[:, None, :, None]
         masks = {}
         for kind, window in self._windows.items():
             hidden = keys > asked if window is None else (keys > asked) | (keys <= asked - window)

@@ -5,7 +5,6 @@ A value that the records lack is an error with its name. Knows nothing about tem
 
 from __future__ import annotations
 
-import csv
 import random
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,28 @@ from typing import Any
 
 from bnft.config import recipe_names
 from bnft.errors import UserError
-from bnft.records import RESPONSES, read_json
+from bnft.rating_form import QUESTIONS
+from bnft.rating_summary import HUMAN, preferences_of, table_of
+from bnft.records import read_json
+from bnft.results import read_metrics, read_responses
 from bnft.settings import FIELD_NAMES, RunConfig
 
 SAMPLES = 10
 MAIN = {
     "bits_per_byte": "bits per byte (lower is better)",
     "token_perplexity": "perplexity per token (lower is better)",
+    "char_perplexity": "perplexity per character (lower is better)",
     "ended_rate": "replies that end by themselves",
     "cut_off_rate": "replies cut off (lower is better)",
     "bengali_script_rate": "letters in Bengali script",
     "replacement_char_rate": "replies with U+FFFD (lower is better)",
     "repeated_4grams": "repeated 4-grams (lower is better)",
+    "distinct1": "distinct words (distinct-1)",
+    "distinct2": "distinct word pairs (distinct-2)",
     "reply_words": "words in a reply",
+    "reply_tokens": "tokens in a reply",
+    "reply_chars": "characters in a reply",
+    "length_ratio": "words in the replies over words in the references",
     "chrf++": "chrF++",
     "chrf": "chrF",
     "bleu": "BLEU (intl)",
@@ -36,7 +44,7 @@ MAIN = {
     "rougeL": "ROUGE-L",
 }
 # Board power in watts, from the makers' data sheets; the energy told is this times the time.
-WATTS = {"T4": 70, "P100": 250, "V100": 300, "L4": 72, "A10G": 300, "A100": 400, "H100": 700, "H200": 700}
+WATTS = {"T4": 70, "P100": 250, "V100": 300, "L40S": 350, "L4": 72, "A10G": 300, "A100": 400, "H100": 700, "H200": 700}
 WATTS_OF_ANOTHER_GPU, WATTS_A_CORE = 300, 15
 
 
@@ -47,12 +55,7 @@ def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
         UserError: with the name of the value that is not there.
     """
     record, report = read_json(folder / "run.json"), read_json(folder / "data_report.json")
-    if not (folder / "metrics.json").is_file():
-        raise UserError(
-            f"the run {folder} has no metrics.json, and a card without numbers is none",
-            f"Measure it first: python train.py --eval-only {folder}",
-        )
-    metrics = read_json(folder / "metrics.json")
+    metrics = read_metrics(folder)
     for name in ("loss.png", "base_against_tuned.png"):
         if not (folder / "plots" / name).is_file():
             raise UserError(f"the run {folder} has no plots/{name}", f"Make it: python train.py --eval-only {folder}")
@@ -60,9 +63,11 @@ def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
         return {
             "test": metrics["test"],
             "decoding": metrics["decoding"],
-            "metrics": [_metric(name, metrics) for name in MAIN],
+            "metrics": [_metric(name, label, metrics) for name, label in MAIN.items()],
+            "judge": judge_facts(metrics.get("judge")),
             "raw_metrics": metrics["tuned"],
-            "samples": samples(folder / RESPONSES, config.seed),
+            "samples": samples(read_responses(folder), config.seed),
+            "human": human_facts(metrics[HUMAN]) if HUMAN in metrics else None,
             "seed": config.seed,
             "training": {
                 "steps": record["training"]["steps"],
@@ -87,7 +92,20 @@ def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
         ) from error
 
 
-def _metric(name: str, metrics: dict) -> dict[str, Any]:
+def judge_facts(told: dict | None) -> dict[str, Any] | None:
+    """What a language model said of the replies, with the sentence without which it must not stand on a card."""
+    if not told:
+        return None
+    labels = {q.key: f"{q.english}, {q.low} to {q.high}" for q in QUESTIONS} | {"preferred": "preferred in both orders"}
+    return {
+        "what": quoted(told["what"]),
+        "rows": told["rows"],
+        "metrics": [_metric(name, labels[name], told) for name in told.get("comparison", ())],
+        "agree": f"{told['orders_agree']['value']:.0%}" if "orders_agree" in told else None,
+    }
+
+
+def _metric(name: str, label: str, metrics: dict) -> dict[str, Any]:
     tuned, compared = metrics["tuned"][name], metrics["comparison"][name]
     scale = 100 if tuned["unit"] == "share" else 1
     suffix = " %" if scale == 100 else ""
@@ -97,7 +115,7 @@ def _metric(name: str, metrics: dict) -> dict[str, Any]:
     interval = "" if low is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
     return {
         "name": name,
-        "label": MAIN[name],
+        "label": label,
         "n": tuned["n"],
         "base": f"{base:.{digits}f}{suffix}",
         "tuned": f"{after:.{digits}f}{suffix}",
@@ -106,10 +124,13 @@ def _metric(name: str, metrics: dict) -> dict[str, Any]:
     }
 
 
-def samples(path: Path, seed: int, count: int = SAMPLES) -> list[dict[str, str]]:
+def human_facts(summary: dict[str, Any]) -> dict[str, Any]:
+    """Blind ratings by people; nobody's name is in them."""
+    return summary | {"table": table_of(summary), "preferences": preferences_of(summary)}
+
+
+def samples(rows: Sequence[Mapping[str, str]], seed: int, count: int = SAMPLES) -> list[dict[str, str]]:
     """Replies drawn by the seed, as quotations."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     drawn = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
     keys = {"question": "question", "base": "base_reply", "tuned": "tuned_reply"}
     return [{key: quoted(rows[i][column]) for key, column in keys.items()} for i in drawn]
@@ -132,7 +153,7 @@ def _settings(config: RunConfig, sources: Mapping[str, str]) -> list[dict[str, s
     lines = []
     for name in FIELD_NAMES:
         value = _value(config, name)
-        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else _public(str(value))
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else public(str(value))
         shown = " ".join(shown.split()).replace("|", "\\|")
         lines.append({"name": name, "value": shown, "source": sources[name]})
     return lines
@@ -146,7 +167,7 @@ def _value(config: RunConfig, name: str) -> Any:
     return value
 
 
-def _public(value: str) -> str:
+def public(value: str) -> str:
     """A value without folders of the machine it was made on."""
     path = Path(value)
     return path.name if path.is_absolute() or value.startswith(("~", "./", "../")) else value
@@ -158,7 +179,7 @@ def _data(report: dict, config: RunConfig) -> dict[str, Any]:
 
     bundled = config.data.path == "bundled"
     return {
-        "name": "The corpus that comes with the program (CC BY 4.0)" if bundled else f"`{_public(config.data.path)}`",
+        "name": "The corpus that comes with the program (CC BY 4.0)" if bundled else f"`{public(config.data.path)}`",
         "sha256": report["sha256"],
         "rows_read": report["rows_read"],
         "rows_kept": report["rows_kept"],
@@ -192,7 +213,7 @@ def _reproduce(record: dict, config: RunConfig) -> dict[str, str]:
     for name, source in record["sources"].items():
         if source.startswith("flag "):
             value = _value(config, name)
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else _public(str(value))
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else public(str(value))
             words += [f"--{name}", text.lower() if value is None or isinstance(value, bool) else text]
     commit, notes = record["git_commit"] or "", []
     if commit.endswith("-dirty"):

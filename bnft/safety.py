@@ -135,6 +135,7 @@ class CrisisDetector:
         self.features = Features(self._lexicon, frames)
         self._classifier = classifier(self.features)
         self._verdict_on, self._harms = _remembering(self._judge_window), _remembering(self._is_harmful)
+        self._quick_verdict_on = _remembering(lambda text: self._judge_window(text, read=False))
 
     @classmethod
     def from_repository(cls, reader: Reader | None = None) -> CrisisDetector:
@@ -165,12 +166,9 @@ class CrisisDetector:
 
     def _judge_text(self, message: str) -> Verdict:
         parts = windows(message)
-        judge = self._verdict_on if len(parts) <= READ_WINDOWS else self._judge_window_quickly
+        judge = self._verdict_on if len(parts) <= READ_WINDOWS else self._quick_verdict_on
         verdicts = [judge(window) for window in parts]
         return max(verdicts, key=lambda v: (list(Risk).index(v.risk), v.score), default=Verdict(Risk.NONE, "none", 0.0))
-
-    def _judge_window_quickly(self, text: str) -> Verdict:
-        return self._judge_window(text, read=False)
 
     def _judge_window(self, text: str, read: bool = True) -> Verdict:
         if len(fold(text)) < 2:  # a single letter says nothing

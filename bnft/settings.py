@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -57,9 +58,15 @@ class LoraSettings(Section):
 
 class TrainConfig(Section):
     strategy: Literal["auto", "unsloth", "peft"] = Field("auto", description="the fine-tuning back end")
-    parallel: Literal["auto", "single", "layers", "ddp", "fsdp"] = Field("auto", description="placement over GPUs")
+    parallel: Literal["auto", "single", "layers", "ddp", "fsdp"] = Field(
+        "auto", description="GPUs: one, layers split over all, a process on each (ddp), weights shared out (fsdp)"
+    )
     batch_size: int = Field(2, ge=1, description="conversations in one forward pass")
     accumulation: int = Field(8, ge=1, description="forward passes before one optimizer step")
+    fit_batch: bool = Field(
+        True, description="on a GPU, fewer and larger passes for the same optimizer step, as far as its memory goes"
+    )
+    packing: bool = Field(True, description="conversations share a pass without padding, each seeing only itself")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "cosine", description="how the learning rate falls"
@@ -98,8 +105,29 @@ class EvalConfig(Section):
     samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         "all", description="test rows whose replies are generated and scored"
     )
-    batch_size: int = Field(16, ge=1, description="rows in one generation batch")
+    batch_size: int = Field(16, ge=1, description="rows in one generation batch on a CPU; a GPU takes as many as fit")
     bootstrap: int = Field(1000, ge=100, description="resamples behind the 95 % intervals")
+    judge: str | None = Field(
+        None, description="URL of an OpenAI-compatible server whose model judges base against tuned; no person does"
+    )
+    judge_model: str | None = Field(None, min_length=1, description="its name there; none: the first the server lists")
+    judge_samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        100, description="of the rows with replies, how many the judge is asked about, each in both orders"
+    )
+
+    @field_validator("judge")
+    @classmethod
+    def _is_an_address_without_secrets(cls, judge: str | None) -> str | None:
+        # The address is written into the run's records; the value itself is never repeated here.
+        parts = urlsplit(judge or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1:
+            raise ValueError("eval.judge is no URL: give it like http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "eval.judge holds more than an address: keys go into the environment (BNFT_JUDGE_KEY), for settings "
+                "are written into the run's records"
+            )
+        return judge
 
 
 class GenerationConfig(Section):

@@ -20,6 +20,14 @@ CONTROL_TOKENS = (
     "<|eot_id|>",
 )
 VOCABULARY_SIZE = 2048
+ROPE = {  # as Llama 3.1 8B has it
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def make_tiny_llama(folder: Path) -> None:
@@ -37,14 +45,7 @@ def make_tiny_llama(folder: Path) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 500_000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 1024,
-        },
+        rope_parameters=ROPE | {"original_max_position_embeddings": 1024},
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end,
         pad_token_id=pad,

@@ -18,19 +18,24 @@ import yaml
 
 from bnft.config import REPOSITORY
 from bnft.errors import UserError
+from bnft.licences import Licence
 
 # Asked for by the libraries at run time, without an import in this program.
 ALSO = ("accelerate", "jinja2")
 WITHOUT = ("bitsandbytes", "unsloth", "spaces")
 PRIVATE_DATA = ("corpus.csv",)  # the training texts
+ZERO_GPU = "zero-a10g"  # hardware with a GPU that is lent by the call
+# The library of the lending is not pinned, for the Hub's side moves; of the two Pythons there, 3.10 is too old.
+LENDING, LENDING_PYTHON = "spaces>=0.51", "3.12.12"
 LARGEST_ON_CPU = 4 * 2**30  # bytes of weights that a Space without a GPU (16 GiB, 2 cores) answers with in time
 
 
-def stage_space(folder: Path, readme: str) -> None:
+def stage_space(folder: Path, readme: str, hardware: str = "") -> None:
     """Writes the whole folder anew.
 
     Args:
         readme: the finished README.md, with front matter.
+        hardware: the machine that is asked for, by the Hub's name; "" for its free CPU.
     """
     shutil.rmtree(folder, ignore_errors=True)
     rooms = rooms_behind(REPOSITORY / "app.py")
@@ -39,7 +44,8 @@ def stage_space(folder: Path, readme: str) -> None:
         target = folder / path.relative_to(REPOSITORY)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements(rooms)), encoding="utf-8")
+    libraries = [*requirements(rooms), *([LENDING] if hardware == ZERO_GPU else [])]
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in libraries), encoding="utf-8")
     (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
@@ -78,8 +84,9 @@ def requirements(rooms: list[Path]) -> list[str]:
     return sorted(f"{name}=={metadata.version(name).partition('+')[0]}" for name in wanted)
 
 
-def front_matter(title: str, model: str, licence: str) -> str:
+def front_matter(title: str, model: str, licence: Licence, hardware: str = "") -> str:
     """The Space's settings, as the Hub reads them from README.md."""
+    own_python = ".".join(platform.python_version_tuple()[:2])
     values: dict[str, Any] = {
         "title": title,
         "emoji": "🌿",
@@ -87,14 +94,14 @@ def front_matter(title: str, model: str, licence: str) -> str:
         "colorTo": "blue",
         "sdk": "gradio",
         "sdk_version": metadata.version("gradio"),
-        "python_version": ".".join(platform.python_version_tuple()[:2]),
+        "python_version": LENDING_PYTHON if hardware == ZERO_GPU else own_python,
         "app_file": "app.py",
         "short_description": "বাংলায় মন খুলে কথা বলুন",
         "models": [model],
-        "license": licence,
+        **licence.front_matter(),
     }
-    if licence == "other":
-        values["license_name"] = "base-model"
+    if hardware:
+        values["suggested_hardware"] = hardware
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=False).strip()
 
 

@@ -1,69 +1,203 @@
-"""TRL's SFTTrainer with this project's order of rows, and its loss where TRL's kernel cannot run.
+"""TRL's SFTTrainer with optimizer steps of this project's own making.
 
+One batch of the loader is one optimizer step's conversations, on every process the same ones in the same order. Each
+process takes its share, in as few passes as its memory allows, and the gradients are summed over the processes once.
+So rows, order and result do not depend on the number of GPUs or on their memory; a pass that does not fit is halved.
 Knows nothing about settings files, stops or saving.
 """
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Iterator, Sequence
 
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+from tqdm import tqdm
 from trl import SFTTrainer
 
+from bnft.errors import UserError
+from bnft.packing import Packer, micro_batches, shares
+from bnft.prompts import IGNORED
 from bnft.reply_loss import reply_log_likelihoods
+from bnft.sharding import even_out, is_sharded
+from bnft.world import World, any_over, sum_over
 
-GROUPED_BATCHES = 16  # so many batches are sorted by length together; more pads less, and shuffles less
 
+class StepSampler(BatchSampler):
+    """The rows of each optimizer step, shuffled by seed and epoch alone, so that a resumed run goes on with its own."""
 
-class LengthGroupedSampler(Sampler):
-    """Rows in a shuffled order in which neighbours are of like length, so that little of a batch is padding.
-
-    The order depends on seed and epoch alone, so that a resumed run goes on with the very rows it would have seen.
-    transformers' sampler of that name draws from the global generator, which a resumed run has in another state.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+    def __init__(self, rows: int, size: int, seed: int):
+        self.rows, self.size, self.seed, self.epoch = rows, size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return math.ceil(self.rows / self.size)
 
-    def __iter__(self) -> Iterator[int]:
-        rng = random.Random(f"{self.seed}-{self.epoch}")
-        order = list(range(len(self.lengths)))
-        rng.shuffle(order)
-        size = self.batch_size
-        for start in range(0, len(order), size * GROUPED_BATCHES):
-            group = sorted(order[start : start + size * GROUPED_BATCHES], key=lambda i: self.lengths[i], reverse=True)
-            batches = [group[i : i + size] for i in range(0, len(group), size)]
-            rest = [batches.pop()] if len(batches[-1]) < size else []  # a short batch may only come last
-            rng.shuffle(batches)
-            for batch in (*batches, *rest):
-                yield from batch
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.rows))
+        random.Random(f"{self.seed}-{self.epoch}").shuffle(order)
+        for start in range(0, self.rows, self.size):
+            yield order[start : start + self.size]
 
 
-class LengthGroupedTrainer(SFTTrainer):
-    """For GPUs: the loss is TRL's."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
-        lengths = [len(ids) for ids in dataset["input_ids"]]
-        return LengthGroupedSampler(lengths, self.args.per_device_train_batch_size, self.args.seed)
+class _StepLoader(DataLoader):
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
 
 
-class ReplyLossTrainer(LengthGroupedTrainer):
-    """For CPUs: TRL's loss is a Triton kernel, which a CPU build of PyTorch does not have."""
+class _Unwrapped(torch.nn.Module):
+    """The model as it is: gradients are summed here, so nothing has to stand between it and the processes."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = {name: value for name, value in inputs.items() if name != "seq_lengths"}
-        log_likelihoods = reply_log_likelihoods(self.accelerator.unwrap_model(model), **inputs)
-        count = len(log_likelihoods) if num_items_in_batch is None else num_items_in_batch
-        loss = -log_likelihoods.sum() / count
-        return (loss, {}) if return_outputs else loss
+    def __init__(self, model):
+        super().__init__()
+        self.module = model
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+class StepTrainer(SFTTrainer):
+    """Args:
+        packer: how rows share a pass.
+        step_rows: conversations of one optimizer step, over all processes.
+        pass_rows, pass_tokens: bounds of one pass.
+        world: the processes that train together.
+
+    Attributes:
+        halved: where memory ran out: the step, and the tokens of a pass before and after.
+    """
+
+    def __init__(self, *, packer: Packer, step_rows: int, pass_rows: int, pass_tokens: float, world: World, **kwargs):
+        self.packer, self.step_rows, self.world = packer, step_rows, world
+        self.pass_rows, self.pass_tokens = pass_rows, pass_tokens
+        self.sharded = is_sharded(kwargs["model"])
+        self.halved: list[dict] = []
+        trained = [(parameter, parameter.data) for parameter in kwargs["model"].parameters() if parameter.requires_grad]
+        super().__init__(data_collator=_as_rows, **kwargs)
+        for parameter, values in trained:  # TRL makes them bfloat16 over 4-bit weights: fp16's scaler refuses that
+            parameter.data = values.float()
+
+    def get_train_dataloader(self) -> DataLoader:
+        sampler = StepSampler(len(self.train_dataset), self.step_rows, self.args.seed)
+        return _StepLoader(self.train_dataset, batch_sampler=sampler, collate_fn=_as_rows)
+
+    def _wrap_model(self, model, training=True, dataloader=None):
+        return _Unwrapped(model) if training else model
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        return None  # every process knows all rows of a step
+
+    def floating_point_ops(self, inputs) -> float:
+        return 0.0  # transformers' count takes padded tensors
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """The step's gradients; returns a loss whose mean over the processes is the mean over the step's tokens."""
+        rows = inputs["rows"]
+        own = [rows[i] for i in shares([len(row["input_ids"]) for row in rows], self.world.size)[self.world.rank]]
+        scored = sum(map(_scored, rows))
+        self.model.train()
+        with self.packer.open(self.model):
+            loss = self._with_room(own, lambda part: self._backward(part, scored), together=True)
+        gradients = []
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        sum_over(gradients, self.world)
+        return torch.as_tensor(loss * self.world.size, device=self.args.device)
+
+    def _backward(self, rows: Sequence[dict], scored: int) -> torch.Tensor:
+        with self.accelerator.autocast():
+            loss = -reply_log_likelihoods(self.model, **self._inputs(rows)).sum() / scored
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _inputs(self, rows: Sequence[dict]) -> dict:
+        return self.packer.inputs(rows, self.args.device)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Mean loss over all reply tokens of the validation rows, whatever passes they are read in."""
+        started = time.monotonic()
+        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        rows = [dataset[i] for i in range(self.world.rank, len(dataset), self.world.size)]
+        self.model.eval()
+
+        def negative_log_likelihood(part: Sequence[dict]) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return -reply_log_likelihoods(self.model, **self._inputs(part)).sum().double()
+
+        with torch.no_grad(), self.packer.open(self.model):
+            total = self._with_room(rows, negative_log_likelihood, together=False)
+        sums = torch.tensor([float(total), sum(map(_scored, rows))], dtype=torch.float64, device=self.args.device)
+        sum_over([sums], self.world)
+        metrics = {
+            f"{metric_key_prefix}_loss": (sums[0] / sums[1]).item(),
+            f"{metric_key_prefix}_runtime": round(time.monotonic() - started, 2),
+        }
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _with_room(self, rows: Sequence[dict], work, together: bool):
+        """Sum of `work` over the rows' passes; where memory runs out, all over again with passes half as large.
+
+        Args:
+            together: processes do this at the same time, and all begin again where one has to.
+        """
+        world = self.world if together or self.sharded else World()
+        while True:
+            lengths = [len(row["input_ids"]) for row in rows]
+            parts = micro_batches(lengths, self.pass_tokens, self.pass_rows, self.packer.padded)
+            passes = [[rows[i] for i in part] for part in parts]
+            if self.sharded:
+                passes = even_out(passes, self.world)
+            total = self._sum_of_passes(passes, work, bar=not together)
+            if not any_over(total is None, world):
+                return total
+            self.model.zero_grad(set_to_none=True)
+            largest = max((sum(lengths[i] for i in part) for part in parts), default=0)
+            single = total is None and max(map(len, parts)) == 1
+            if any_over(single, world):
+                raise UserError(
+                    f"out of memory at step {self.state.global_step + 1}, with one conversation of {max(lengths)} "
+                    "tokens at a time",
+                    "Lower --model.max_seq_length, or use --model.load_in_4bit true, a smaller model or --lora.r.",
+                    exit_code=1,
+                )
+            self._halve(largest)
+
+    def _halve(self, largest: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        before, self.pass_tokens = largest, largest // 2
+        self.halved.append({"step": self.state.global_step + 1, "tokens_before": before, "tokens": self.pass_tokens})
+        if self.world.leads:
+            tqdm.write(
+                f"out of memory at step {self.state.global_step + 1}: passes of at most {self.pass_tokens} tokens "
+                f"from here on, {before} before; the rows of a step stay the same"
+            )
+
+    def _sum_of_passes(self, passes: Sequence[Sequence[dict]], work, bar: bool):
+        """None when memory ran out; its tensors are gone by then, since no traceback holds them any more."""
+        shown = bar and self.world.leads and not self.args.disable_tqdm
+        try:
+            total = 0.0
+            for part in tqdm(passes, desc="validation", unit="pass", leave=False, disable=not shown):
+                total = total + work(part)
+            return total
+        except torch.OutOfMemoryError:
+            return None
+
+
+def _as_rows(rows: Sequence[dict]) -> dict:
+    return {"rows": list(rows)}
+
+
+def _scored(row: dict) -> int:
+    return sum(label != IGNORED for label in row["labels"][1:])

@@ -10,18 +10,23 @@ import json
 import math
 import random
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bnft.errors import Interrupted, UserError
+from bnft.checkpoints import check_belongs, checkpoint_keeper, facts_of, only_numbers_of
+from bnft.errors import Interrupted
 from bnft.models import ADAPTER_NOTES, OWN_MODELS, adapter_base, find_model
-from bnft.prompts import IGNORED, encode, with_system
 from bnft.settings import RunConfig
+from bnft.stops import Stops
 from bnft.strategies import choose_strategy
+from bnft.token_cache import tokenised
+from bnft.world import World, current_world
+
+# Mean difference of a token's log-likelihood between packed and padded rows, by bytes of a weight: what the order of
+# sums costs. A model that looks across the rows' borders differs by far more.
+PACKING_TOLERANCE = {4: 1e-4, 2: 0.05, 1: 0.05}
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,10 @@ class TrainingResult:
         history: the trainer's log lines, each with `step` and `loss` or `eval_loss`.
         seconds: wall-clock time of the training loop.
         stopped_by: "" when all steps were done, else "time limit".
+        halved: where memory ran out, as `StepTrainer.halved`.
+        packed: whether rows shared a pass without padding.
         tokens: token counts of the conversations of each split.
+        step_ends: when each step ended, by the monotonic clock.
     """
 
     history: list[dict]
@@ -41,7 +49,10 @@ class TrainingResult:
     best_eval_loss: float
     best_step: int
     stopped_by: str = ""
+    halved: list[dict] = field(default_factory=list)
+    packed: bool = True
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    step_ends: list[float] = field(default_factory=list)
 
 
 class LLAMAFineTuner:
@@ -56,6 +67,10 @@ class LLAMAFineTuner:
         model_name: any name that `bnft.models.find_model` knows; overrides `config.model.name`.
         load_in_4bit: quantise the frozen weights to NF4.
         config: all other settings.
+        world: the processes that train together.
+
+    Attributes:
+        pass_tokens: the most tokens of a forward pass on a GPU; no bound unless it is set.
     """
 
     def __init__(
@@ -64,14 +79,17 @@ class LLAMAFineTuner:
         load_in_4bit: bool | None = None,
         max_seq_length: int | None = None,
         config: RunConfig | None = None,
+        world: World | None = None,
     ):
         config = config or RunConfig()
         for name, value in (("name", model_name), ("load_in_4bit", load_in_4bit), ("max_seq_length", max_seq_length)):
             if value is not None:
                 config = config.replace(f"model.{name}", value)
         self.config = config
+        self.world = world or current_world()
+        self.pass_tokens = math.inf
+        self.strategy, self.strategy_reason = choose_strategy(config.train.strategy)  # first: Unsloth's import is
         self.source = find_model(config.model.name, config.model.revision)
-        self.strategy, self.strategy_reason = choose_strategy(config.train.strategy)
         trainable = self.strategy.prepare(self.source, config)
         self.model, self.tokenizer = trainable.model, trainable.tokenizer
 
@@ -89,18 +107,22 @@ class LLAMAFineTuner:
             resume_from: a checkpoint folder to go on from.
 
         Raises:
-            UserError: nothing is left to train on, or the loss is not a number any more.
+            UserError: nothing is left to train on, the checkpoint is of another run, or the loss is no number any more.
             Interrupted: after Ctrl+C or SIGTERM, with a checkpoint saved.
         """
         folder = Path(folder)
         datasets = {
-            "train": self._dataset(train, "train"),
-            "validation": self._dataset(self._sample(validation), "validation"),
+            "train": self._tokenised(train, "train"),
+            "validation": self._tokenised(self._sample(validation), "validation"),
         }
-        stops = _Stops(self.config.train.max_minutes)
-        trainer = self._trainer(datasets, folder / "checkpoints", stops.callback())
+        facts = facts_of(self.config, self.model, train)
+        if resume_from:
+            check_belongs(Path(resume_from), facts)
+        stops = Stops(self.config.train.max_minutes, self.world)
+        keeper = checkpoint_keeper(facts, self.world)
+        trainer = self._trainer(datasets, folder / "checkpoints", [stops.callback(), keeper])
         started = time.monotonic()
-        with stops.listening():
+        with stops.listening(), only_numbers_of(resume_from):
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         seconds = time.monotonic() - started
         if stops.exit_code:
@@ -120,7 +142,10 @@ class LLAMAFineTuner:
             best_eval_loss=state.best_metric if state.best_metric is not None else math.nan,
             best_step=int(best_step),
             stopped_by=stops.reason,
-            tokens={name: [len(row) for row in dataset["input_ids"]] for name, dataset in datasets.items()},
+            halved=trainer.halved,
+            packed=not trainer.packer.padded,
+            tokens={name: list(dataset["length"]) for name, dataset in datasets.items()},
+            step_ends=stops.step_ends,
         )
 
     def save(self, folder: str | Path) -> None:
@@ -155,34 +180,64 @@ class LLAMAFineTuner:
             return list(validation)
         return random.Random(self.config.seed).sample(list(validation), count)
 
-    def _dataset(self, conversations: Sequence, name: str):
-        from datasets import Dataset
-
+    def _tokenised(self, conversations: Sequence, name: str):
         prompt, limit = self.config.data.system_prompt, self.config.model.max_seq_length
-        rows = [encode(self.tokenizer, with_system(c.messages, prompt), limit) for c in conversations]
-        rows = [row for row in rows if any(label != IGNORED for label in row.labels)]
-        if name == "validation":
-            rows.sort(key=lambda row: len(row.input_ids))  # its order is free, and like lengths pad little
-        if not rows:
-            raise UserError(
-                f"no {name} conversation has a reply within {limit} tokens", "Raise --model.max_seq_length."
-            )
-        return Dataset.from_dict({"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]})
+        return tokenised(conversations, self.tokenizer, prompt, limit, name)
 
-    def _trainer(self, datasets: dict, folder: Path, callback):
+    def _trainer(self, datasets: dict, folder: Path, callbacks: list):
+        from bnft.trainer import StepTrainer
+
+        train = self.config.train
+        step_rows = train.batch_size * train.accumulation
+        pass_rows, pass_tokens = self._largest_pass()
+        return StepTrainer(
+            packer=self._packer(datasets["validation"]),
+            step_rows=step_rows,
+            pass_rows=pass_rows,
+            pass_tokens=pass_tokens,
+            world=self.world,
+            model=self.model,
+            args=self._arguments(folder, step_rows),
+            train_dataset=datasets["train"],
+            eval_dataset=datasets["validation"],
+            processing_class=self.tokenizer,
+            callbacks=callbacks,
+        )
+
+    def _largest_pass(self) -> tuple[int, float]:
+        """Rows and tokens that a pass may have."""
+        import torch
+
+        train = self.config.train
+        if not (torch.cuda.is_available() and train.fit_batch):
+            return train.batch_size, math.inf
+        return train.batch_size * train.accumulation, self.pass_tokens
+
+    def _packer(self, rows):
+        """The strategy's way of packing, or padding where that was asked for, or where packing changes the numbers."""
+        from bnft.packing import PaddedRows, difference
+
+        padded = PaddedRows(self.tokenizer.pad_token_id)
+        if not self.config.train.packing:
+            return padded
+        packer = self.strategy.packer()
+        error = difference(self.model, packer, padded, [rows[0], rows[len(rows) - 1]])
+        if error <= PACKING_TOLERANCE[next(iter(self.model.parameters())).element_size()]:
+            return packer
+        print(f"rows are padded, not packed: packed, this model's log-likelihoods are off by {error:.2g} a token")
+        return padded
+
+    def _arguments(self, folder: Path, step_rows: int):
         import torch
         from trl import SFTConfig
-
-        from bnft.trainer import LengthGroupedTrainer, ReplyLossTrainer
 
         train = self.config.train
         on_gpu = torch.cuda.is_available()
         dtype = str(next(p.dtype for p in self.model.parameters() if p.is_floating_point())).removeprefix("torch.")
         arguments = SFTConfig(
             output_dir=str(folder),
-            per_device_train_batch_size=train.batch_size,
-            per_device_eval_batch_size=max(train.batch_size, 4),
-            gradient_accumulation_steps=train.accumulation,
+            per_device_train_batch_size=step_rows,
+            gradient_accumulation_steps=1,  # said, since Unsloth has another default
             learning_rate=train.learning_rate,
             lr_scheduler_type=train.scheduler,
             warmup_steps=train.warmup_steps,
@@ -204,79 +259,12 @@ class LLAMAFineTuner:
             fp16=on_gpu and dtype == "float16",  # both are set: left alone, TRL turns bf16 on
             bf16=on_gpu and dtype == "bfloat16",
             use_cpu=not on_gpu,
-            gradient_checkpointing=train.gradient_checkpointing != "none",
-            max_length=self.config.model.max_seq_length,
+            gradient_checkpointing=train.gradient_checkpointing != "none" and not self.strategy.checkpoints_itself,
+            dataset_kwargs={"skip_prepare_dataset": True},
             seed=self.config.seed,
             data_seed=self.config.seed,
             report_to=train.report_to,
-            dataloader_pin_memory=on_gpu,
         )
-        trainer = LengthGroupedTrainer if on_gpu else ReplyLossTrainer
-        return trainer(
-            model=self.model,
-            args=arguments,
-            train_dataset=datasets["train"],
-            eval_dataset=datasets["validation"],
-            processing_class=self.tokenizer,
-            callbacks=[callback],
-        )
-
-
-class _Stops:
-    """Time limit and signals: both let the step in hand end, save a checkpoint and leave the loop."""
-
-    def __init__(self, max_minutes: float | None):
-        self.deadline = time.monotonic() + max_minutes * 60 if max_minutes else math.inf
-        self.reason = ""
-        self.exit_code = 0
-
-    def callback(self):
-        from transformers import TrainerCallback
-
-        stops = self
-
-        class StopCallback(TrainerCallback):
-            def on_step_end(self, args, state, control, **kwargs):
-                if stops.exit_code:
-                    control.should_save = control.should_training_stop = True
-                elif time.monotonic() > stops.deadline:
-                    stops.reason = "time limit"
-                    control.should_evaluate = control.should_save = control.should_training_stop = True
-
-            def on_log(self, args, state, control, logs=None, **kwargs):
-                for name in ("loss", "eval_loss"):
-                    if not math.isfinite((logs or {}).get(name, 0.0)):
-                        raise UserError(
-                            f"{name} is {logs[name]} at step {state.global_step}; the last good checkpoint is kept",
-                            "Lower --train.learning_rate, or raise --train.warmup_steps.",
-                            exit_code=1,
-                        )
-
-        return StopCallback()
-
-    def listening(self):
-        return _Signals(self)
-
-
-class _Signals:
-    """While training runs, the first Ctrl+C or SIGTERM asks it to stop; a second one stops at once."""
-
-    def __init__(self, stops: _Stops):
-        self.stops = stops
-
-    def __enter__(self):
-        self.before = {}
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number, frame):
-        if self.stops.exit_code:
-            raise KeyboardInterrupt
-        self.stops.exit_code = 128 + number
-        print("\nstopping after this step; once more stops at once", flush=True)
-
-    def __exit__(self, *exception):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1  # a second GPU that this process sees is another process', or holds other layers
+        return arguments

@@ -5,11 +5,14 @@ Knows nothing about what is on the page.
 
 from __future__ import annotations
 
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from bnft.errors import Interrupted, UserError
 from bnft.ui_parts import script_strings
 
 ASSETS = Path(__file__).parent / "assets"
@@ -74,3 +77,28 @@ def launch_options() -> dict[str, Any]:
         "show_error": False,
         "quiet": True,
     }
+
+
+def serve(demo: gr.Blocks, host: str | None, port: int | None, share: bool, **more: Any) -> str:
+    """The address at which the page is served from now on; `more` beats `launch_options`."""
+    address = {"server_name": host, "server_port": port, "share": share or None}
+    try:
+        _, local, public = demo.launch(prevent_thread_lock=True, **address, **(launch_options() | more))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host or '127.0.0.1'}:{port or 7860}: {error}", "Choose another --host or --port."
+        ) from error
+    return public or local
+
+
+def stay_open(demo: gr.Blocks) -> None:
+    """Waits until SIGTERM or Ctrl+C ends the program, then closes the page."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        threading.Event().wait()
+    finally:
+        demo.close(verbose=False)
+
+
+def _end(number: int, frame) -> None:
+    raise Interrupted(128 + number, "ended")

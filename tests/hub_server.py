@@ -99,6 +99,7 @@ class Hub:
         self.chunk_size: int | None = None
         self.parts: dict[tuple[str, int], bytes] = {}
         self.offers_zero_gpu = False
+        self.closed = threading.Event()
 
     write_token = property(lambda self: "hf_" + "w" * 34)
     read_token = property(lambda self: "hf_" + "r" * 34)
@@ -116,7 +117,7 @@ class Hub:
         return self.objects[entry["oid"]]
 
     def fail(self, method: str, path: str, status: int, times: int = 1, **headers: str) -> None:
-        """The next `times` requests that match get `status`; 0 cuts the connection in the middle."""
+        """The next `times` requests that match get `status`; 0 cuts the connection in the middle, -1 never answers."""
         self.faults.append(Fault(method, re.compile(path), status, times, headers))
 
     def _entry(self, content: bytes, lfs: bool | None = None) -> dict:
@@ -159,6 +160,10 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         body = self._body()
+        if fault and fault.status < 0:
+            self.hub.closed.wait()
+            self.close_connection = True
+            return
         if fault:
             self._send(fault.status, {"error": "ordered by a test"}, fault.headers)
             return
@@ -563,6 +568,7 @@ def running_hub():
     try:
         yield hub
     finally:
+        hub.closed.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -424,6 +424,13 @@ def test_the_base_model_beside_the_tuned_one(visit):
     assert visitor.texts("user") == visitor.texts("user", "base-chat") == [QUESTION]
     assert len(visitor.texts("bot")) == len(visitor.texts("bot", "base-chat")) == 1
     visitor.assert_calm()
+    tops = """panel => [
+      document.querySelector(`${panel} label[data-testid=block-label]`).getBoundingClientRect().bottom,
+      document.querySelector(`${panel} .bubble-wrap`).getBoundingClientRect().top,
+    ]"""
+    for panel in ("#chat", "#base-chat"):
+        label_ends, talk_begins = visitor.page.evaluate(tops, panel)
+        assert label_ends <= talk_begins + 0.5, "a scrolled bubble slides under the label"
     visitor.page.evaluate("window.scrollTo(0, 0)")
     visitor.picture("desktop-compare")
 

@@ -10,11 +10,16 @@ import yaml
 
 from bnft.card import TEMPLATES, Facts, Names, fill, render
 from bnft.config import resolve
+from bnft.data import Conversation
 from bnft.errors import UserError
 from bnft.licences import licence_of, naming_warning
+from bnft.rating_summary import summarise
+from bnft.records import RunDirectory
+from bnft.results import fingerprint
 from bnft.run_facts import MAIN, duration, quoted, read_run
 from bnft.upload_scan import scan
 from tests.hub_server import check_card
+from tests.test_rating_summary import rated
 
 NAMES = Names("user/Llama-bn", "user/Llama-bn-lora", "user/Llama-bn-base", "user/Llama-bn-chat")
 FACTS = Facts(
@@ -44,6 +49,7 @@ def score(name, value, unit, n=49):
 
 def write_run(folder):
     """Records with numbers that are told apart by eye; no model is needed for a card."""
+    test = [Conversation(f"{i:012x}", "মন", ({"role": "user"}, {"role": "assistant"}), "", (i,)) for i in range(49)]
     units = dict.fromkeys(MAIN, "0-100") | {"ended_rate": "share", "bits_per_byte": "bits/byte"}
     tuned = {name: score(name, 0.25 + i, units[name]) for i, name in enumerate(MAIN)}
     compared = {
@@ -52,7 +58,7 @@ def write_run(folder):
     }
     compared["reply_words"] |= {"low": None, "high": None}
     metrics = {
-        "test": {"rows": 49, "rows_generated": 16},
+        "test": {"rows": 49, "rows_generated": 30, "fingerprint": fingerprint(test)},
         "decoding": {"method": "greedy", "max_new_tokens": 77, "repetition_penalty": 1.03},
         "base": tuned,
         "tuned": tuned,
@@ -92,7 +98,8 @@ def write_run(folder):
     (folder / "plots").mkdir()
     for name in ("loss", "base_against_tuned"):
         (folder / "plots" / f"{name}.png").write_bytes(b"png")
-    lines = ["question,base_reply,tuned_reply", *(f"q{i},b{i},t{i}" for i in range(30))]
+    RunDirectory(folder).write_splits({"train": [], "validation": [], "test": test})
+    lines = ["id,question,base_reply,tuned_reply", *(f"{i:012x}-1,q{i},b{i},t{i}" for i in range(30))]
     (folder / "GeneratedResponses.csv").write_text("\n".join(lines))
     return folder
 
@@ -128,8 +135,8 @@ def test_the_hub_takes_every_card(run, config, kind):
     "said",
     [
         "| bits per byte (lower is better) | 49 | 0.500 | 0.250 | -0.250 [-0.375, -0.125] |",
-        "| replies that end by themselves | 49 | 250.00 % | 225.00 % | -25.00 [-37.50, -12.50] |",  # a share, as %
-        "| words in a reply | 49 | 7.50 | 7.25 | -0.25 |",  # without an interval
+        "| replies that end by themselves | 49 | 350.00 % | 325.00 % | -25.00 [-37.50, -12.50] |",  # a share, as %
+        "| words in a reply | 49 | 10.50 | 10.25 | -0.25 |",  # without an interval
         "- chrF++: `sig:chrf++|seed:1`",
         "at most\n77 new tokens, repetition penalty 1.03",
         "18 optimizer steps in 2.0 h; the best checkpoint by\nvalidation loss was step 9 (4.5094)",
@@ -162,9 +169,80 @@ def test_the_card_says_what_the_records_say(run, config, said):
     assert "secret folder" not in text
 
 
+def test_the_card_of_a_run_of_the_gpu_recipe_on_two_t4s(run):
+    """As a session on Kaggle leaves its records: Unsloth, float16, a process a GPU, and no git clone."""
+    recipe = "llama31-8b-qlora"
+    config, sources = resolve(recipe, {"train.max_minutes": "600"})
+    record = json.loads((run / "run.json").read_text())
+    record |= {
+        "recipe": recipe,
+        "sources": sources,
+        "model": {"name": config.model.name, "licence": "llama3.1"},
+        "dtype": "float16",
+        "placement": "ddp",
+        "processes": 2,
+        "gpus": ["Tesla T4", "Tesla T4"],
+        "strategy": "unsloth",
+        "parameters": {"all": 4582543360, "trained": 41943040},
+        "versions": {"torch": "2.11.0", "unsloth": "2026.10.9", "bitsandbytes": "0.50.2"},
+        "git_commit": None,
+        "peak_memory_gib": 6.74,
+        "plan": {"predicted": {"gpu_gib": [6.9, 6.9]}, "actual": {"gpu_gib": [6.74, 6.71]}},
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    sixteen_bit = config.model.name.removesuffix("-bnb-4bit")
+    merged = {"dtype": "bfloat16", "changed": 224, "copied": 67, "size": 16 * 2**30}
+    names = replace(NAMES, base=config.model.name)
+    facts = replace(FACTS, names=names, base_shown=config.model.name, merged=merged, merged_base=sixteen_bit)
+    for kind, base in (("adapter", config.model.name), ("merged", sixteen_bit)):
+        text = render(kind, run, config, facts)
+        check_card(text)
+        assert yaml.safe_load(text.split("---\n")[1])["base_model"] == base
+        assert "Built with Llama" in text
+        for said in (
+            "Tesla T4, Tesla T4, 4 CPU cores",
+            "140 W of board power",
+            "back end unsloth",
+            "float16",
+            "41,943,040 of 4,582,543,360 parameters",
+            "| `model.load_in_4bit` | True |",
+            "unsloth 2026.10.9",
+            f"python train.py --recipe {recipe} --train.max_minutes 600",
+            "no commit is known",
+        ):
+            assert said in text, said
+
+
 def test_ratings_are_told_when_there_are_any(run, config):
     text = render("merged", run, config, replace(FACTS, ratings={"total": 20, "liked": 15}))
     assert "20 ratings of replies from the chat, given with consent: 15 liked\n(75 %)" in text
+
+
+def human_summary():
+    rows = [rated("a", str(i), "tuned") for i in range(5)] + [rated("a", "0", "tuned", repeat="1")]
+    return summarise(rows, 200, 1) | {"ratings_of_earlier_replies": 0}
+
+
+def test_blind_ratings_are_told_when_there_are_any(run, config):
+    assert "same again" not in render("merged", run, config, FACTS)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | {"human": human_summary()}))
+    text = render("merged", run, config, FACTS)
+    check_card(text)
+    assert "1 raters (1 native speakers)" in text
+    assert "| Empathy 1-5 | 4.00 [4.00, 4.00] | 2.00 [2.00, 2.00] | - | - | 100% |" in text
+    assert "- tuned preferred to base 5 times, base to tuned 0 times, 0 ties; items 5 to 0, p = 0.062" in text
+    assert "None yet" not in text
+    assert "{{" not in text
+
+
+@pytest.mark.parametrize("lost", ["raters", "scores", "agreement", "self_agreement", "preferences", "shown"])
+def test_a_number_that_blind_ratings_lack_is_an_error(run, config, lost):
+    metrics, summary = json.loads((run / "metrics.json").read_text()), human_summary()
+    del summary[lost]
+    (run / "metrics.json").write_text(json.dumps(metrics | {"human": summary}))
+    with pytest.raises(UserError, match=lost):
+        render("merged", run, config, FACTS)
 
 
 def test_an_uncompared_model_says_why(run, config):
@@ -288,6 +366,7 @@ CORPUS = "এই কথাটা শুধু প্রশিক্ষণের 
         ("README.md", f"see: {CORPUS} …", "text of the corpus"),
         ("kto.jsonl", "{}", "people's ratings"),
         ("x/ratings-1.csv", "", "people's ratings"),
+        ("ratings.csv", "", "people's ratings"),
         ("train.jsonl", "", "never published"),
         (".env", "", "never published"),
     ],

@@ -1,5 +1,6 @@
 """The evaluator against independent computations of the same numbers."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from bnft.config import resolve
 from bnft.errors import UserError
 from bnft.evaluation import Evaluator, choose_rows, rows_of
+from bnft.metrics import score_likelihood
 from bnft.training import LLAMAFineTuner
 
 
@@ -40,21 +42,31 @@ def test_a_sample_is_seeded_and_in_order(conversations):
 
 
 def test_likelihood_is_lm_evaluation_harness_definition(evaluator, tiny_model, tiny_tokenizer, config, conversations):
-    """Sum of log p(token | all before) over the reply's own tokens, from one plain forward pass a row."""
-    total = size = 0
+    """loglikelihood(context, continuation) of lm_eval/models/huggingface.py: context and continuation are tokenised
+    together and cut where the context ends, one plain forward pass a row, the continuation's log-softmax values summed;
+    then bits_per_byte of lm_eval/api/metrics.py. In float64, and with none of this program's code but the rows.
+    """
+    exact = copy.deepcopy(tiny_model).double()
+    total = tokens = size = characters = 0
     for row in rows_of(conversations):
         messages = [{"role": "system", "content": config.data.system_prompt}, *row.messages]
         text = tiny_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         context = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
-        continuation = tiny_tokenizer(row.reference, add_special_tokens=False)["input_ids"]
+        whole = tiny_tokenizer(text + row.reference, add_special_tokens=False)["input_ids"]
+        continuation = whole[len(context) :]
+        assert whole[: len(context)] == context
         with torch.no_grad():
-            logits = tiny_model(torch.tensor([context + continuation])).logits[0].double()
+            logits = exact(torch.tensor([whole])).logits[0]
+        assert logits.dtype == torch.float64
         log_p = logits.log_softmax(-1)[len(context) - 1 : -1]
         total -= log_p.gather(1, torch.tensor(continuation)[:, None]).sum().item()
+        tokens += len(continuation)
         size += len(row.reference.encode("utf-8"))
-    ours = evaluator.likelihoods(conversations)
-    bits = sum(row.nats for row in ours) / sum(row.utf8_bytes for row in ours) / math.log(2)
-    assert bits == pytest.approx(total / size / math.log(2), abs=1e-6)
+        characters += len(row.reference)
+    scores = score_likelihood(evaluator.likelihoods(conversations), bootstrap=0)
+    assert scores["bits_per_byte"].value == pytest.approx(total / size / math.log(2), rel=1e-6)
+    assert scores["token_perplexity"].value == pytest.approx(math.exp(total / tokens), rel=1e-5)
+    assert scores["char_perplexity"].value == pytest.approx(math.exp(total / characters), rel=1e-5)
 
 
 def test_batch_size_does_not_change_likelihoods(tiny_model, tiny_tokenizer, config, conversations):

@@ -52,10 +52,10 @@ def test_a_reply_at_the_limit_is_said_to_be_cut(tiny_model, tiny_tokenizer, prom
     assert not made.text.endswith(("\ufffd", "\u09cd", "\u200d"))
 
 
-def test_progress_counts_rows(tiny_model, tiny_tokenizer, prompts):
+def test_every_reply_is_told_once(tiny_model, tiny_tokenizer, prompts):
     told = []
-    generate_all(tiny_model, tiny_tokenizer, prompts, [], 2, batch_size=4, progress=told.append)
-    assert told == [4, 2]
+    made = generate_all(tiny_model, tiny_tokenizer, prompts, [], 2, 4, ready=lambda *reply: told.append(reply))
+    assert sorted(told, key=lambda reply: reply[0]) == list(enumerate(made))
 
 
 def test_a_penalty_bans_what_the_reply_used_and_leaves_the_prompt_free(tiny_model, tiny_tokenizer, prompts):

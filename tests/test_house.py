@@ -23,19 +23,29 @@ LAYERS = {
         "line",
         "visits",
         "ui_strings",
+        "rating_form",
     },
     1: {"prompts", "model_cache", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
-    | {"metrics", "metric_modules", "plan", "progress", "plots"}
+    | {"metrics", "metric_modules", "plan", "memory_plan", "speed_plan", "progress", "plots"}
+    | {"world", "placement", "launch"}
+    | {"manifest", "token_cache", "checkpoints"}
     | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "crisis_cards", "counts", "emitter"}
     | {"turns", "conversation", "feedback", "api", "ui_parts"}
-    | {"startup", "run_facts", "chat_figures", "hub_answers", "upload_scan"},
-    2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "head", "reply_loss", "trainer"}
+    | {"rating_store", "rating_items", "rating_summary"}
+    | {"startup", "results", "judge_form", "run_facts", "chat_figures", "hub_answers", "upload_scan"}
+    | {"report_runs", "report_tables", "report_figures"},
+    2: {"models", "gguf_files", "smoke_model", "strategies", "generation", "head", "reply_loss"}
+    | {"packing", "stops", "trainer"}
+    | {"device_maps", "sharding", "planning"}
     | {"adapters", "cpu_weights", "gpu_weights", "streaming", "row_sampling", "rows", "batching", "endpoint"}
+    | {"zero_gpu"}
+    | {"batch_rows", "batch_generation", "gpu_memory", "generated_rows"}
     | {"crisis_reader", "crisis_training"}
+    | {"judge_client", "judge"}
     | {"ui_look", "ui_layout"}
     | {"tensor_files", "merge", "base_weights", "staging", "space"},
-    3: {"training", "evaluation", "chat", "serving", "ui", "card", "hub"},
-    4: {"pipeline", "publishing", "merged_check"},
+    3: {"training", "evaluation", "chat", "serving", "ui", "rating_page", "card", "report", "hub"},
+    4: {"pipeline", "calibration", "rate", "publishing", "merged_check"},
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 HEAVY = ("torch", "transformers", "gradio", "peft", "trl", "datasets", "bitsandbytes")

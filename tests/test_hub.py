@@ -2,11 +2,13 @@
 
 import hashlib
 import re
+import time
 
 import pytest
 from huggingface_hub import constants
 
 from bnft import hub as hub_module
+from bnft import hub_answers
 from bnft.errors import UserError
 from bnft.hub import Hub, LocalFile, Repo, check_name, files_of
 from tests.hub_server import running_hub
@@ -248,6 +250,25 @@ def test_a_lasting_fault_is_one_message_and_a_rerun_completes_it(hub, server, fo
     assert len(uploaded) == 2
     assert len(send(hub, folder)) == 4
     assert server.uploaded == uploaded, "bytes that were up already were sent again"
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/commit/"), ("PUT", "/lfs/")])
+def test_a_hub_that_falls_silent_is_waited_for_a_while_and_given_up(hub, server, folder, monkeypatch, method, path):
+    monkeypatch.setattr(hub_answers, "SILENCE", 0.5)
+    monkeypatch.setattr(hub_module, "PATIENCE", 0.5)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # its own pauses
+    impatient = Hub(announce=hub.announce)
+    server.fail(method, path, -1, times=1000)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="cannot be reached: ") as caught:
+        send(impatient, folder)
+    assert time.monotonic() - started < 30
+    assert "Run the same command again" in str(caught.value)
+    assert caught.value.exit_code == 1
+    assert server.repo(MODEL.id).private
+    server.faults.clear()
+    monkeypatch.setattr(hub_answers, "SILENCE", 60.0)
+    assert len(send(Hub(announce=hub.announce), folder)) == 4
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, server, folder, monkeypatch):

@@ -1,18 +1,13 @@
-"""Merged against adapter: the same weights give the same figures, other weights do not. And the chat's own counts."""
+"""Merged against adapter: the same weights give the same figures, other weights do not."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from bnft import chat_figures
 from bnft.base_weights import LocalBase
-from bnft.chat_figures import SAFETY_FIGURES, ratings_of, safety_figures
-from bnft.crisis_classifier import read_examples
-from bnft.errors import UserError
 from bnft.merge import merge, read_adapter
 from bnft.merged_check import compare_merged
-from bnft.safety import EXAMPLES
 from bnft.settings import RunConfig
 from tests.test_merge import make_adapter
 
@@ -50,24 +45,3 @@ def test_the_unmerged_base_does_not_pass_for_merged(pair, tiny, config, conversa
     bad = compare_merged(config, pair[0], tiny.base, conversations, 6)
     error = abs(bad["merged_bits_per_byte"] - bad["adapter_bits_per_byte"])
     assert error > 10 * abs(good["merged_bits_per_byte"] - good["adapter_bits_per_byte"])
-
-
-def test_thumbs_are_counted_for_this_model_only(tmp_path):
-    assert ratings_of("run", tmp_path) is None
-    rows = [("run", True), ("run", True), ("run", False), ("other", False)]
-    lines = [json.dumps({"prompt": [], "completion": [], "label": label, "model": model}) for model, label in rows]
-    (tmp_path / "kto.jsonl").write_text("\n".join(lines) + "\n")
-    assert ratings_of("run", tmp_path) == {"total": 3, "liked": 2}
-    assert ratings_of("nobody's", tmp_path) is None
-
-
-def test_the_safety_figures_are_of_this_detector_and_reach_the_aim(monkeypatch, tmp_path):
-    figures = safety_figures()
-    assert figures["examples"] == len(read_examples(EXAMPLES, "held_out"))
-    assert figures["found"] >= 0.95 * figures["crises"]
-    assert figures["alarms"] <= 0.05 * (figures["examples"] - figures["crises"])
-    other = tmp_path / "safety_figures.json"
-    other.write_text(SAFETY_FIGURES.read_text().replace('"detector": "', '"detector": "0'))
-    monkeypatch.setattr(chat_figures, "SAFETY_FIGURES", other)
-    with pytest.raises(UserError, match="another crisis detector"):
-        safety_figures()

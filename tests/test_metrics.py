@@ -8,15 +8,20 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sacrebleu.metrics import BLEU, CHRF
 
 from bnft.errors import UserError
 from bnft.metrics import Likelihood, Measure, Reply, compare, ratio, score_likelihood, score_replies
+from bnft.results import SHOWN
+from bnft.run_facts import MAIN
+from bnft.text import scoring_normalise
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.parent for path in (ROOT / "bnft" / "metric_modules").glob("bn_*/bn_*.py"))
@@ -80,6 +85,11 @@ OVERLAP = ("chrf++", "chrf", "bleu", "bleu_13a", "rouge1", "rouge2", "rougeL")
         pytest.param("সম\u09df খুব কম আছে।", "সম\u09af\u09bc খুব কম আছে।", id="two encodings of য়"),
         pytest.param("আমি আজ খুব ভালো আছি৷", "আমি আজ খুব ভালো আছি।", id="U+09F7 as danda"),
         pytest.param("সালটা ছিল 2024 নাকি ২০২৫?", "সালটা ছিল ২০২৪ নাকি 2025?", id="digits"),
+        pytest.param(
+            "বা\u09dc\u09bf ফি\u09b0\u09c7 ঘুম আসে", "বা\u09a1\u09bc\u09bf ফি\u09b0\u09c7 ঘুম আসে", id="two encodings of ড়"
+        ),
+        pytest.param("ভাল\u09c7\u09be থেক\u09c7\u09be তুমি আজ", "ভাল\u09cb থেক\u09cb তুমি আজ", id="split ো"),
+        pytest.param("বয়স ２৫ বছর হলো", "বয়স 25 বছর হলো", id="full-width digits"),
         pytest.param("হঠাত্ মন খারাপ হয়ে গেল।", "হঠাৎ মন খারাপ হয়ে গেল।", id="khanda ta"),
         pytest.param("আপনি 16789 নম্বরে call করুন।", "আপনি ১৬৭৮৯ নম্বরে call করুন।", id="mixed script"),
     ],
@@ -121,6 +131,55 @@ def test_final_danda_after_a_number_is_a_token_of_its_own() -> None:
 )
 def test_overlap_by_hand(name: str, reply: str | list[str], reference: str | list[str], expected: float) -> None:
     assert value_of(name, reply, reference) == pytest.approx(expected)
+
+
+def test_overlap_is_the_librarys_own_over_the_corpus() -> None:
+    """Resampling works on sums of the rows' counts; without resampling they give what sacrebleu gives by itself."""
+    replies = ["আজ আমি ভালো আছি", "তুমি কেমন আছ আজ?", "", "call করুন ১৬৭৮৯ নম্বরে।"]
+    references = ["আমি আজ খুব ভালো আছি।", "তুমি আজ কেমন আছ?", "কিছু বলুন", "আপনি ১৬৭৮৯ নম্বরে call করুন।"]
+    sides = [scoring_normalise(text) for text in replies], [[scoring_normalise(text) for text in references]]
+    scores = score_replies([Reply(text, 1, True) for text in replies], references, bootstrap=10)
+    for name, metric in {
+        "chrf": CHRF(word_order=0),
+        "chrf++": CHRF(word_order=2),
+        "bleu": BLEU(tokenize="intl"),
+        "bleu_13a": BLEU(tokenize="13a"),
+    }.items():
+        assert scores[name].value == pytest.approx(metric.corpus_score(*sides).score, rel=1e-12), name
+
+
+def test_all_that_is_recorded_stands_on_the_card_and_in_the_printed_table() -> None:
+    recorded = set(score_replies([Reply("ভালো", 1, True)], ["ভালো"], bootstrap=0))
+    recorded |= set(score_likelihood([Likelihood(1.0, 1, 1, 1)], bootstrap=0))
+    assert set(MAIN) == recorded
+    assert recorded - set(SHOWN) == {"reply_tokens", "reply_chars"}  # reply_words says it already
+
+
+def test_the_interval_of_a_whole_test_set_is_quick() -> None:
+    counts = np.random.default_rng(0).integers(1, 200, (3821, 24))
+    chrf = CHRF(word_order=2)
+    measure = Measure("chrf++", counts, lambda s: chrf._compute_score_from_stats(s.tolist()).score, "", "0-100", True)
+    started = time.process_time()
+    score = measure.score(1000)
+    assert score.low < score.value < score.high
+    assert time.process_time() - started < 5  # 0.3 s on an idle core; rescoring the texts would take hours
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "below"),
+    [
+        pytest.param("আমি আজ খুব ভালো আছি", "আমি আজ খুব ভালো আছি।", ("chrf++", "chrf", "bleu", "bleu_13a"), id="none"),
+        # sacrebleu's chrF++ and 13a separate ASCII marks only, so a glued danda is part of the word for them
+        pytest.param("আমি আজ খুব ভালো আছি ।", "আমি আজ খুব ভালো আছি।", ("chrf++", "bleu_13a"), id="spaced"),
+        pytest.param("আমি আজ খুব ভালো আছি॥", "আমি আজ খুব ভালো আছি।", ("chrf++", "chrf", "bleu", "bleu_13a"), id="double"),
+        pytest.param(
+            "আমি আজ খুব ভালো আছি.", "আমি আজ খুব ভালো আছি।", ("chrf++", "chrf", "bleu", "bleu_13a"), id="full stop"
+        ),
+    ],
+)
+def test_danda_is_a_mark_and_no_word(reply: str, reference: str, below: tuple[str, ...]) -> None:
+    scores = score_replies([Reply(reply, 1, True)], [reference], bootstrap=0)
+    assert {name for name in OVERLAP if scores[name].value < 99.9} == set(below)
 
 
 def test_empty_texts() -> None:

@@ -90,8 +90,8 @@ def test_a_picture_replaces_the_one_before_it(tmp_path):
 
 def test_every_text_is_set_in_the_bundled_files():
     """Also those that matplotlib makes by itself, when it draws: numbers on the axes, legends."""
-    with plots._figure(4, 3) as figure:
-        axes = plots._step_axes(figure, "লস", "loss")
+    with plots.styled_figure(4, 3) as figure:
+        axes = plots.step_axes(figure, "লস", "loss")
         axes.plot([0, 10], [1e6, 2e6], label="লস")
         axes.legend()
         figure.draw_without_rendering()
@@ -175,7 +175,7 @@ def test_nothing_to_draw_is_said_and_no_picture_made(draw, missing, tmp_path):
     ("rate", "text"), [(0.0, "0"), (5e-4, "5e-4"), (2.5e-4, "2.5e-4"), (1e-10, "1e-10"), (1.0, "1e0")]
 )
 def test_learning_rates_are_short(rate, text):
-    assert plots._short(rate) == text
+    assert plots.short_rate(rate) == text
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_learning_rates_are_short(rate, text):
     ],
 )
 def test_amounts_fit_their_unit(value, unit, text):
-    assert plots._amount(score(value, unit=unit)) == text
+    assert plots.amount(value, unit) == text
 
 
 def test_importing_the_module_imports_neither_matplotlib_nor_torch():

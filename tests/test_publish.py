@@ -335,6 +335,75 @@ def test_a_lasting_fault_leaves_nothing_public_and_a_rerun_completes(run, person
     assert not any(repo.private for repo in server.repos.values())
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, and what changes its size."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, str(disk)], capture_output=True).returncode == 0
+
+    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=200m", "none"):
+        pytest.skip("this machine lets nobody mount a tmpfs")
+    yield disk, lambda size: mount("-o", f"remount,size={size}")
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_before_anything_is_sent_and_a_rerun_completes(finished, person, server, small_disk):
+    disk, resize = small_disk
+    run = shutil.copytree(finished, disk / "one", ignore=shutil.ignore_patterns("publish"))
+    used = shutil.disk_usage(disk).used
+    for room, words, said in (
+        (2**17, ["--only", "adapter"], "the disk is full"),
+        (2**22, [], "the merged weights need"),
+    ):
+        assert resize(used + room)
+        output = person.publishes(run, *words, code=1)
+        assert said in output
+        assert server.repos == {}
+    assert resize("200m")
+    person.publishes(run, "--compare-rows", "0")
+    assert len(server.repos) == 4
+    assert not any(repo.private for repo in server.repos.values())
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_between_two_shards(run, person, server, tiny, small_disk, tmp_path):
+    """Shards of the base come onto it one by one; there is room for the first one only."""
+    from safetensors import torch as safetensors
+
+    disk, resize = small_disk
+    weights = safetensors.load_file(Path(tiny.base) / "model.safetensors")
+    small = {name: value for name, value in weights.items() if ".layers." in name}  # 148 KB; the others 525 KB
+    large = {name: value for name, value in weights.items() if name not in small}
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    files = {name: safetensors.save(part) for name, part in zip(names, (small, large), strict=True)}
+    places = dict.fromkeys(small, names[0]) | dict.fromkeys(large, names[1])
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": places}).encode()
+    files["config.json"] = (Path(tiny.base) / "config.json").read_bytes()
+    server.add("somebody/tiny", files)
+    notes = json.loads((run / "lora_model" / "bnft.json").read_text())
+    (run / "lora_model" / "bnft.json").write_text(json.dumps(notes | {"base_model": "somebody/tiny"}))
+    person.environment["TMPDIR"] = str(disk)
+    assert resize("400k")
+    output = person.publishes(run, "--low-disk", "--only", "merged", code=1)
+    assert "the disk is full" in output
+    assert len(server.uploaded) == 1
+    assert server.repo(REPO).private
+    assert not list(disk.iterdir()), "what was downloaded in part keeps the disk full"
+    assert resize("200m")
+    sent = list(server.uploaded)
+    person.publishes(run, "--low-disk", "--only", "merged")
+    assert not server.repo(REPO).private
+    assert len(set(server.uploaded)) == len(server.uploaded) > len(sent), "bytes were sent twice"
+    card, text = card_of(server, REPO)
+    assert (card["license"], card["license_name"]) == ("other", "base-model")
+    assert card["license_link"] == "https://huggingface.co/somebody/tiny"
+    assert "could not tell which one that is" in text
+
+
 def test_a_key_in_a_file_stops_everything(run, person, server):
     notes = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(notes | {"note": "hf_" + "a" * 34}))

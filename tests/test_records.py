@@ -10,8 +10,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from bnft.config import REPOSITORY
 from bnft.data import SPLITS
@@ -191,43 +189,6 @@ def test_a_damaged_or_missing_split_file(tmp_path, conversations, line):
         path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"validation\.jsonl is missing or damaged"):
         run.read_splits()
-
-
-# Checkpoints
-
-
-def checkpoint(run, step):
-    folder = run.folder / "checkpoints" / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    save_file({"lora_A": torch.ones(4, 4)}, folder / "adapter_model.safetensors")
-    torch.save({"state": {}}, folder / "optimizer.pt")
-    torch.save({}, folder / "scheduler.pt")
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    return folder
-
-
-def test_the_newest_checkpoint_is_the_one_of_the_largest_step(tmp_path):
-    run = RunDirectory.create(tmp_path, "a")
-    assert run.last_checkpoint() is None
-    for step in (900, 1000, 50):
-        checkpoint(run, step)
-    (run.folder / "checkpoints" / "checkpoint-best").mkdir()
-    (run.folder / "checkpoints" / "runs").mkdir()
-    assert run.last_checkpoint().name == "checkpoint-1000"
-
-
-@pytest.mark.parametrize("part", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
-@pytest.mark.parametrize("how", ["missing", "empty", "half"])
-def test_a_torn_checkpoint_is_passed_over(tmp_path, capsys, part, how):
-    run = RunDirectory.create(tmp_path, "a")
-    checkpoint(run, 10)
-    damaged = checkpoint(run, 20) / part
-    content = damaged.read_bytes()
-    damaged.unlink()
-    if how != "missing":
-        damaged.write_bytes(content[: len(content) // 2] if how == "half" else b"")
-    assert run.last_checkpoint().name == "checkpoint-10"
-    assert "checkpoint-20: it is not whole" in capsys.readouterr().out
 
 
 # The log of experiments

@@ -347,8 +347,9 @@ def test_the_country_is_guessed_only_when_it_is_clear(message, country):
 
 
 # Of the classifier alone, which stands in for the whole where its reader cannot be loaded. What the whole reaches is in
-# tests/test_merged_check.py; see benchmarks/safety_report.md.
-RECALL_FLOOR, FALSE_ALARM_CEILING = 0.95, 0.15
+# tests/test_chat_figures.py; see benchmarks/safety_report.md. It finds 245 of 250 crises and raises 26 false alarms in
+# 270; another scikit-learn may turn one decision.
+RECALL_FLOOR, FALSE_ALARM_CEILING = 0.975, 0.1
 
 
 def test_recall_and_false_alarms_on_the_unread_part(detector):
@@ -384,6 +385,21 @@ def test_the_reader_is_asked_a_bounded_number_of_times():
     for repeats in (3, 2000):
         detector.judge(" ".join(f"{DOUBTFUL} {i}।" for i in range(repeats)))
     assert len(asked) <= safety.READ_WINDOWS
+
+
+@pytest.mark.parametrize("windows_of_it", [1, 3, safety.READ_WINDOWS + 2])
+def test_nothing_is_judged_twice_however_long(detector, monkeypatch, windows_of_it):
+    """A short answer behind a long message has that message judged again, and so has every frame of a page."""
+    message = " ".join(f"{number} নম্বর দিন: {'ভাত রাঁধলাম আর খেলাম, ' * 12}তারপর ঘুম।" for number in range(windows_of_it))
+    assert len(windows(message)) == windows_of_it
+    judged, judge = [], CrisisDetector._judge_window
+    monkeypatch.setattr(
+        CrisisDetector, "_judge_window", lambda self, text, **how: judged.append(text) or judge(self, text, **how)
+    )
+    detector = CrisisDetector.from_repository()
+    first = detector.judge(message)
+    assert detector.judge(message) == first
+    assert len(judged) == len(set(judged)) == windows_of_it
 
 
 def test_openers_and_small_talk_raise_nothing(detector):

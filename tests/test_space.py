@@ -1,14 +1,18 @@
 """The Space's folder: what is in it, what is kept out of it, and that it names exact versions."""
 
 import re
+from importlib import metadata
 
 import pytest
 import yaml
+from huggingface_hub import SpaceHardware
+from packaging.specifiers import SpecifierSet
 
 from bnft import space
 from bnft.config import REPOSITORY
 from bnft.errors import UserError
-from bnft.space import data_named_in, front_matter, requirements, rooms_behind, stage_space
+from bnft.licences import licence_of
+from bnft.space import ZERO_GPU, data_named_in, front_matter, requirements, rooms_behind, stage_space
 from tests.hub_server import check_card
 
 
@@ -72,8 +76,21 @@ def test_an_older_folder_is_written_anew(tmp_path):
 
 @pytest.mark.parametrize("licence", ["gemma", "llama3.1", "other"])
 def test_the_hub_takes_the_front_matter(licence):
-    text = front_matter("bn-empathy", "user/bn-empathy", licence)
+    text = front_matter("bn-empathy", "user/bn-empathy", licence_of(licence))
     check_card(f"---\n{text}\n---\n# x\n")
     values = yaml.safe_load(text)
+    assert "suggested_hardware" not in values
     assert (values["sdk"], values["app_file"], values["models"]) == ("gradio", "app.py", ["user/bn-empathy"])
     assert isinstance(values["python_version"], str)  # as a number 3.10 would be 3.1
+
+
+def test_a_space_on_zero_gpu_has_its_library_and_its_python(tmp_path):
+    stage_space(tmp_path / "zero", "the card", ZERO_GPU)
+    stage_space(tmp_path / "plain", "the card", "t4-small")
+    zero, plain = (set((tmp_path / name / "requirements.txt").read_text().splitlines()) for name in ("zero", "plain"))
+    assert zero - plain == {"spaces>=0.51"}
+    assert plain < zero
+    assert SpecifierSet(">=0.51").contains(metadata.version("spaces")), "tests run another library than the Space"
+    values = yaml.safe_load(front_matter("x", "user/x", licence_of("gemma"), ZERO_GPU))
+    assert (values["suggested_hardware"], values["python_version"]) == ("zero-a10g", "3.12.12")
+    assert SpaceHardware.ZERO_A10G == ZERO_GPU

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import train
+from bnft.manifest import read_facts, seal
 
 ROOT = Path(train.__file__).parent
 FLOAT = ["--model.load_in_4bit", "false"]
@@ -23,6 +27,17 @@ def run(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("outputs")
     assert train.main(["--recipe", "smoke", "--output-dir", str(folder), "--run-name", "one"]) == 0
     return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory, tiny):
+    """The tiny Llama with a smaller vocabulary."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(tiny.base, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(2040)
+    model.save_pretrained(folder)
+    return folder
 
 
 def test_a_run_leaves_all_its_records(run):
@@ -70,8 +85,11 @@ def test_the_numbers_agree_between_the_records(run):
 
 def test_evaluating_again_gives_the_same_numbers(run):
     before = json.loads((run / "metrics.json").read_text())
+    kept = {path.name: path.read_bytes() for path in (run / "generated").iterdir()}
+    assert sorted(kept) == ["base.jsonl", "tuned.jsonl"]
     assert train.main(["--eval-only", str(run)]) == 0
     assert json.loads((run / "metrics.json").read_text()) == before
+    assert {path.name: path.read_bytes() for path in (run / "generated").iterdir()} == kept, "replies were made again"
 
 
 def test_the_run_can_be_made_again_from_its_own_settings(run, tmp_path):
@@ -171,6 +189,124 @@ def test_an_interrupted_run_saves_and_can_go_on(tmp_path, tiny, number, code):
     assert train.main(["--resume", str(folder), "--max-steps", str(steps + 1)]) == 0
     assert json.loads((folder / "run.json").read_text())["training"]["steps"] == steps + 1
     assert (folder / "metrics.json").is_file()
+
+
+DYING = """
+import os, signal, sys
+import torch
+import bnft.checkpoints
+import train
+
+def die_in(owner, name, count, matches=lambda *arguments: True, first=lambda *arguments: None):
+    real, calls = getattr(owner, name), []
+
+    def dying(*arguments, **options):
+        calls.extend([1] if matches(*arguments) else [])
+        if len(calls) == count:
+            first(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+
+    setattr(owner, name, dying)
+    return real
+
+def half(content, path):
+    save(content, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+
+where, count = sys.argv[1], int(sys.argv[2])
+if where == "step":
+    die_in(torch.optim.AdamW, "step", count)
+elif where == "seal":
+    die_in(bnft.checkpoints, "seal", count)
+else:
+    save = die_in(torch, "save", count, lambda content, path: str(path).endswith(where), half)
+sys.exit(train.main(sys.argv[3:]))
+"""
+
+
+def die(where, count, *arguments):
+    """What train.py prints until it kills itself at the given call: in a step, in the middle of a file, or later."""
+    command = [sys.executable, "-u", "-c", DYING, where, str(count), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    return done.stdout
+
+
+def curve(run):
+    """All that was logged but the times, and the adapter."""
+    history = json.loads((run / "run.json").read_text())["training"]["history"]
+    kept = [{name: value for name, value in line.items() if "runtime" not in name} for line in history]
+    return kept, (run / "lora_model" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_again_and_again_ends_as_an_uninterrupted_one_bit_by_bit(tmp_path, tiny, capsys):
+    smoke = ["--recipe", "smoke", *FLOAT, "--max-steps", "6", "--train.save_steps", "1", "--train.eval_steps", "1"]
+    smoke += ["--output-dir", str(tmp_path), "--run-name"]
+    assert train.main([*smoke, "whole"]) == 0
+    run = tmp_path / "killed"
+    resume = ["--resume", str(run)]
+    die("step", 1, *smoke, "killed")
+    assert "the beginning: there is no whole checkpoint" in die("optimizer.pt", 2, *resume)
+    told = die("step", 3, *resume)
+    assert "checkpoint-2: it is not whole, optimizer.pt is missing or cut" in told
+    assert "going on from" in told
+    adapter = run / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors"
+    content = bytearray(adapter.read_bytes())
+    content[-1] ^= 1
+    adapter.write_bytes(content)
+    told = die("seal", 3, *resume)
+    assert "checkpoint-3: it is not whole, the checksum of adapter_model.safetensors is wrong" in told
+    assert f"going on from {run / 'checkpoints' / 'checkpoint-2'}" in told
+    capsys.readouterr()
+    assert train.main(resume) == 0
+    assert f"going on from {run / 'checkpoints' / 'checkpoint-5'}" in capsys.readouterr().out
+    (losses, adapter), (expected_losses, expected_adapter) = curve(run), curve(tmp_path / "whole")
+    assert losses == expected_losses
+    assert [line["step"] for line in losses if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert adapter == expected_adapter
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("  r: 4", "  r: 8", "lora.r is 4 there and 8 here"),
+        ("seed: 3407", "seed: 7", "seed is 3407 there and 7 here"),
+        ("name: smoke", "name: {other}", "vocab_size is 2048 there and 2040 here"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(capsys, run, tmp_path, other_model, before, after, told):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    settings = copy / "config.yaml"
+    changed = settings.read_text(encoding="utf-8").replace(before, after.format(other=other_model))
+    settings.write_text(changed, encoding="utf-8")
+    message = fails(capsys, "--resume", str(copy))
+    assert "is of another run" in message
+    assert told in message
+
+
+class Program:
+    """What torch.save writes of it makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_program_in_a_checkpoint_is_not_run(capsys, run, tmp_path, name):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    newest = copy / "checkpoints" / "checkpoint-4"
+    torch.save(Program(tmp_path / "it ran"), newest / name)
+    seal(newest, read_facts(newest))
+    message = fails(capsys, "--resume", str(copy), "--max-steps", "5")
+    assert "checkpoint-4 holds more than numbers" in message
+    assert not (tmp_path / "it ran").exists()
 
 
 @pytest.mark.slow

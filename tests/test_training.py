@@ -115,5 +115,5 @@ def test_four_bit_training_works_on_a_cpu(tiny, conversations, tmp_path):
 
 @pytest.mark.parametrize("flag", ["unsloth"])
 def test_a_back_end_that_is_not_there_is_named(flag):
-    with pytest.raises(UserError, match="--strategy unsloth is not in this version"):
+    with pytest.raises(UserError, match="--strategy unsloth cannot be used"):
         LLAMAFineTuner(config=settings(train__strategy=flag))

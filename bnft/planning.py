@@ -1,0 +1,243 @@
+"""The plan of a run for this machine and these conversations: the formulas, given what only files and GPUs know.
+
+Composes bnft/memory_plan.py, bnft/speed_plan.py and bnft/plan.py and holds no formula of its own. Loads no weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import resource
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from bnft.config import cache_dir
+from bnft.data import ProcessedData
+from bnft.device_maps import model_facts
+from bnft.memory_plan import GIB, Memory, Method, ModelFacts, memories, token_budget
+from bnft.models import ModelSource, find_model, load_tokenizer, resolve_dtype
+from bnft.packing import micro_batches, shares
+from bnft.placement import Placement, step_rows
+from bnft.plan import RunPlan, check_fits, describe, disk_bytes, host_bytes, optimizer_steps
+from bnft.records import cpu_cores, read_json, write_json
+from bnft.settings import RunConfig
+from bnft.speed_plan import Speeds, Work, estimate_speeds, seconds_of
+from bnft.strategies import why_not_unsloth
+from bnft.token_cache import tokenised
+from bnft.trainer import StepSampler
+
+SHORTEST = 64  # tokens; with conversations of that length a model can be tried before its tokenizer is here
+TOKENIZER_FILES = 20 * 2**20  # where it is on the Hub still: Llama's
+
+
+def plan_text(config: RunConfig, placement: Placement, data: ProcessedData, output_dir: str, name: str) -> str:
+    """What `train.py --plan` says."""
+    plan = make_plan(config, placement, data.splits, _all_of(placement))
+    text = describe(config, placement, data.report, f"{output_dir}/{name}", plan)
+    return "\n".join([text, *(f"  warning: {warning}" for warning in plan_warnings(plan, config, output_dir))])
+
+
+def plan_warnings(plan: RunPlan | None, config: RunConfig, folder: str | Path) -> list[str]:
+    import psutil
+
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    return plan.warnings(config, shutil.disk_usage(there).free, psutil.virtual_memory().available) if plan else []
+
+
+def check_model(config: RunConfig, placement: Placement) -> None:
+    """Refuses a model that no conversation fits beside, from its config.json alone."""
+    facts = model_facts(config)
+    if facts:
+        check_fits(config, facts, method_of(config), placement.way, _all_of(placement), SHORTEST)
+
+
+def method_of(config: RunConfig) -> Method:
+    """How the strategy that will be used trains here, without importing it."""
+    fused = config.train.strategy != "peft" and not why_not_unsloth()
+    dtype, _ = resolve_dtype(config.model.dtype)
+    return Method.of(config, dtype, "unsloth" if fused else "peft", on_gpu=_on_gpu())
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _all_of(placement: Placement) -> list[int]:
+    return [int(gpu.gib * GIB) for gpu in placement.gpus]
+
+
+def free_now(placement: Placement) -> list[int]:
+    """Bytes that this process can have of each of its GPUs; one for each process where these share the model."""
+    import torch
+
+    from bnft.gpu_memory import free_bytes
+
+    if not placement.gpus:
+        return []
+    if placement.way == "layers":
+        return [free_bytes(torch.device("cuda", index)) for index in range(len(placement.gpus))]
+    own = free_bytes(torch.device("cuda", torch.cuda.current_device()))
+    return [own] * (placement.processes if placement.way == "fsdp" else 1)
+
+
+def make_plan(
+    config: RunConfig, placement: Placement, splits: dict[str, Sequence], free: Sequence[int]
+) -> RunPlan | None:
+    """The plan of the training of these conversations; None where config.json does not tell the model's shape.
+
+    Args:
+        free: bytes of each GPU.
+
+    Raises:
+        UserError: it cannot fit; says which settings would make it.
+    """
+    facts, method = model_facts(config), method_of(config)
+    if facts is None:
+        return None
+    source = find_model(config.model.name, config.model.revision, announce=_quiet)
+    tokenizer, limit = load_tokenizer(source), config.model.max_seq_length
+    rows = tokenised(splits["train"], tokenizer, config.data.system_prompt, limit, "train")
+    lengths, replies = rows["length"][:], sum(rows["reply_tokens"])
+    check_fits(config, facts, method, placement.way, list(free), max(lengths))
+
+    steps = optimizer_steps(config, len(lengths))
+    parts = list(islice(_steps(config, lengths, placement.processes), steps))
+    memory = memories(facts, method, placement.way, max(1, len(free)))
+    bound = _pass_tokens(config, memory, free, parts, max(lengths))
+    most = step_rows(config) if bound else config.train.batch_size
+    passes = [[_shapes(part, bound or math.inf, most, config.train.packing) for part in step] for step in parts]
+    peaks = tuple(max(_peak(part, shape) for step in passes for own in step for shape in own) for part in memory)
+    work = _work(config, splits, lengths, replies, parts)
+    gpu = placement.gpus[0] if placement.gpus else None
+    about = (gpu.name, gpu.capability) if gpu else None
+    speeds = known_speeds(config, placement)
+    files = _tokenizer_files(source)
+    speeds = speeds or estimate_speeds(facts, method, work, about, placement.processes, cpu_cores())
+    return RunPlan(
+        steps=steps,
+        longest=max(lengths),
+        tokens=work.tokens,
+        passes=sum(len(own) for step in passes for own in step),
+        pass_tokens=bound,
+        memory=tuple(memory) if gpu else (),
+        peaks=peaks if gpu else (),
+        host=speeds.host or host_bytes(facts, method, peaks[0], gpu is not None, bound or 0, files),
+        disk=_disk(config, facts, method, splits, files, steps),
+        seconds=seconds_of(work, speeds, placement.processes),
+        speed=speeds.source,
+    )
+
+
+def step_tokens(config: RunConfig, lengths: Sequence[int], steps: int) -> list[int]:
+    """Tokens of the first optimizer steps of the run."""
+    return [sum(sum(part) for part in step) for step in islice(_steps(config, lengths, 1), steps)]
+
+
+def _tokenizer_files(source: ModelSource) -> int:
+    files = Path(source.base).glob("tokenizer*") if source.is_local else ()
+    return sum(file.stat().st_size for file in files) or TOKENIZER_FILES
+
+
+def _disk(
+    config: RunConfig, facts: ModelFacts, method: Method, splits: dict[str, Sequence], tokenizer: int, steps: int
+) -> dict[str, int]:
+    text = sum(len(m["content"].encode()) for part in splits.values() for c in part for m in c.messages)
+    made = math.ceil(steps / config.train.save_steps)
+    return disk_bytes(facts, method, min(made, config.train.keep_checkpoints), tokenizer, text)
+
+
+def _steps(config: RunConfig, lengths: Sequence[int], processes: int) -> Iterator[list[list[int]]]:
+    """For each optimizer step each process' conversations, by their lengths: as the trainer takes them."""
+    sampler = StepSampler(len(lengths), step_rows(config), config.seed)
+    for epoch in count():
+        sampler.set_epoch(epoch)
+        for step in sampler:
+            taken = [lengths[i] for i in step]
+            yield [[taken[i] for i in part] for part in shares(taken, processes)]
+
+
+def _pass_tokens(
+    config: RunConfig, memory: Sequence[Memory], free: Sequence[int], parts: Sequence, longest: int
+) -> int | None:
+    """The most tokens of a pass that all GPUs have room for; None where the settings alone bound it."""
+    if not (free and config.train.fit_batch):
+        return None
+    most, rows = max(sum(part) for step in parts for part in step), max(len(part) for step in parts for part in step)
+    return min(token_budget(part, size, longest, rows, most) for part, size in zip(memory, free, strict=True))
+
+
+def _shapes(lengths: Sequence[int], tokens: float, rows: int, packing: bool) -> list[tuple[int, int, int]]:
+    """(tokens, longest, rows) of each pass."""
+    shapes = []
+    for part in micro_batches(lengths, tokens, rows, padded=not packing):
+        longest = max(lengths[i] for i in part)
+        shapes.append((sum(lengths[i] for i in part) if packing else longest * len(part), longest, len(part)))
+    return shapes
+
+
+def _peak(memory: Memory, shape: tuple[int, int, int]) -> int:
+    return memory.peak(*shape)
+
+
+def _work(config: RunConfig, splits: dict, lengths: Sequence[int], replies: int, parts: Sequence) -> Work:
+    mean, steps, asked = sum(lengths) / len(lengths), len(parts), config.train.validation_samples
+    validated = len(splits["validation"]) if asked == "all" else min(asked, len(splits["validation"]))
+    exchanges = sum(len(c.messages) // 2 for c in splits["test"])
+    samples = config.eval.samples
+    return Work(
+        steps=steps,
+        tokens=sum(sum(part) for step in parts for part in step),
+        reply_share=replies / sum(lengths),
+        read=round(steps // config.train.eval_steps * validated * mean),
+        tested=round(len(splits["test"]) * mean),
+        replies=exchanges if samples == "all" else min(samples, exchanges),
+        reply_batch=config.eval.batch_size,
+        reply_tokens=config.generation.max_new_tokens,
+    )
+
+
+def _speeds_file(config: RunConfig, placement: Placement) -> Path:
+    """One file for everything that decides how fast this machine trains and writes."""
+    deciding = {"strategy", "batch_size", "accumulation", "fit_batch", "packing", "optimizer", "gradient_checkpointing"}
+    train = config.train.model_dump(include=deciding)
+    about: list[Any] = [config.model.model_dump(), config.lora.model_dump(), train, config.data.path]
+    machine = [gpu.name for gpu in placement.gpus[:1]] or [f"{cpu_cores()} cores"]
+    about += [config.eval.batch_size, config.generation.max_new_tokens, machine, placement.way == "layers"]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / "speeds" / f"{digest[:32]}.json"
+
+
+def known_speeds(config: RunConfig, placement: Placement) -> Speeds | None:
+    """What `--calibrate` measured with one process under the same settings on such a machine."""
+    file = _speeds_file(config, placement)
+    return Speeds(**read_json(file)).with_processes(placement.processes) if file.is_file() else None
+
+
+def remember_speeds(config: RunConfig, placement: Placement, speeds: Speeds) -> None:
+    file = _speeds_file(config, placement)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, asdict(speeds))
+
+
+def measured(folder: Path, placement: Placement) -> dict[str, Any]:
+    """What this process has taken so far, under the plan's names."""
+    import torch
+
+    own: Sequence[int] = ()
+    if placement.gpus:
+        own = range(len(placement.gpus)) if placement.way == "layers" else [torch.cuda.current_device()]
+    gpus = [round(torch.cuda.max_memory_allocated(index) / GIB, 2) for index in own]
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return {"gpu_gib": gpus, "host_gib": round(host / GIB, 2), "disk_gib": {"run": round(written / GIB, 2)}}
+
+
+def _quiet(text: str) -> None:
+    """For what is said again when the model is loaded."""

@@ -1,0 +1,127 @@
+"""How long a run takes: floating-point operations over what a machine sustains, or over speeds that were measured.
+
+Knows nothing about memory, files or models' insides; it is handed counts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from bnft.memory_plan import Method, ModelFacts
+
+# Dense 16-bit tensor TFLOP/s and GB/s of memory, from the makers' data sheets. The longer name comes first.
+GPUS = {
+    "H200": (989, 4800),
+    "H100 PCIe": (756, 2000),
+    "H100": (989, 3350),
+    "A100": (312, 1555),
+    "L40S": (362, 864),
+    "L40": (181, 864),
+    "L4": (121, 300),
+    "A10G": (70, 600),
+    "A10": (125, 600),
+    "A6000": (155, 768),
+    "RTX 4090": (165, 1008),
+    "RTX 3090": (71, 936),
+    "V100": (112, 900),
+    "P100": (19, 732),
+    "T4": (65, 320),
+}
+UNKNOWN_GPU = (65, 320)  # as slow as the slowest that a recipe is for
+# Shares of that peak which fine-tuning sustains. Measured on an H200: 28 rows of 303 tokens a second are 409 TFLOP/s.
+# Seen on T4s (70 W, no bfloat16): 4,800 rows and three validations in 2 h 35 min, one card at work at a time, 16.
+SUSTAINED, SUSTAINED_BEFORE_AMPERE = 0.41, 0.25
+PROCESSES = 0.96  # of the speed of several processes together, seen: 1.92 times with two
+GFLOPS_A_CORE = 50  # float32, measured: laptop recipe, 2 cores of an AMD EPYC with AVX2
+LAUNCHING = 0.04  # seconds a decoding step takes on a GPU however few the rows: Python launches its kernels
+CPU_GB_A_SECOND = 10
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run goes through.
+
+    Attributes:
+        tokens: of all optimizer steps together.
+        reply_share: share of tokens that carry loss.
+        read: tokens of all validations together.
+        tested: tokens of the test split, read once by the base and once by the tuned model.
+        replies: conversations that are replied to, by each of the two.
+        reply_batch: how many at a time.
+        reply_tokens: the longest reply.
+    """
+
+    steps: int
+    tokens: int
+    reply_share: float
+    read: int
+    tested: int
+    replies: int
+    reply_batch: int
+    reply_tokens: int
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Attributes:
+    training, reading: tokens a second.
+    decoding: seconds of a step that gives every row of a batch a token.
+    source: where these come from.
+    host: bytes of the process that was measured, 0 where none was.
+    """
+
+    training: float
+    reading: float
+    decoding: float
+    source: str
+    host: int = 0
+
+    def with_processes(self, processes: int) -> Speeds:
+        """Of so many processes that train together, where these are of one."""
+        together = 1 if processes == 1 else processes * PROCESSES
+        return replace(self, training=self.training * together)
+
+
+def operations(facts: ModelFacts, method: Method, reply_share: float) -> tuple[float, float]:
+    """Floating-point operations of a token in training and in reading.
+
+    2 a parameter forwards, 2 backwards, 2 for what is computed again (https://arxiv.org/abs/2001.08361, frozen weights
+    have no gradient of their own); the head for reply tokens alone, never again. Attention's scores are left out: less
+    than a twentieth at 1,000 tokens.
+    """
+    layers, head = facts.layers * facts.layer_parameters, reply_share * facts.embedding_parameters
+    again = 4 if method.checkpointing == "none" else 6
+    return again * layers + 4 * head, 2 * (layers + head)
+
+
+def estimate_speeds(
+    facts: ModelFacts, method: Method, work: Work, gpu: tuple[str, tuple[int, int]] | None, processes: int, cores: int
+) -> Speeds:
+    """Speeds from the tables above.
+
+    Args:
+        gpu: name and compute capability; None for a CPU.
+        processes: how many train together; evaluation is the work of one.
+    """
+    training, reading = operations(facts, method, work.reply_share)
+    weights = facts.parameters * method.element
+    if gpu is None:
+        rate, bandwidth, launching, source = GFLOPS_A_CORE * 1e9 * cores, CPU_GB_A_SECOND * 1e9, 0.0, f"{cores} cores"
+    else:
+        name, capability = gpu
+        peak, bandwidth = next((figures for known, figures in GPUS.items() if known in name), UNKNOWN_GPU)
+        rate = peak * 1e12 * (SUSTAINED if capability >= (8, 0) else SUSTAINED_BEFORE_AMPERE)
+        bandwidth, launching, source = bandwidth * 1e9, LAUNCHING, f"{name} at {rate / 1e12:.0f} TFLOP/s"
+        weights *= 2 if method.four_bit else 1  # unpacked for every step: written, then read
+    decoding = launching + weights / bandwidth + 2 * facts.parameters * work.reply_batch / rate
+    return Speeds(rate / training, rate / reading, decoding, f"estimated, {source}").with_processes(processes)
+
+
+def seconds_of(work: Work, speeds: Speeds, processes: int = 1) -> dict[str, float]:
+    """Seconds of training, validations among them, and of the evaluation afterwards."""
+    batches = math.ceil(work.replies / work.reply_batch)
+    return {
+        "training": work.tokens / speeds.training + work.read / speeds.reading / processes,
+        "evaluation": 2 * (work.tested / speeds.reading + batches * work.reply_tokens * speeds.decoding),
+    }

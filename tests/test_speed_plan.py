@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+
+from bnft.memory_plan import Method, ModelFacts
+from bnft.speed_plan import Speeds, Work, estimate_speeds, operations, seconds_of
+
+LLAMA_8B = ModelFacts(32, 4096, 14336, 32, 8, 128, 128256, tied=False)
+GEMMA_270M = ModelFacts(18, 640, 2048, 4, 1, 256, 262144, tied=True)
+QLORA = Method(checkpointing="unsloth", fused=True)
+SESSION = Work(
+    steps=300,
+    tokens=4800 * 303,
+    reply_share=0.6,
+    read=3 * 3821 * 303,
+    tested=0,
+    replies=0,
+    reply_batch=16,
+    reply_tokens=512,
+)
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "tokens"),
+    [("torch", 16_400), ("none", 24_600)],  # limits of an H200 at 790 TFLOP/s with all 8.03 billion parameters
+)
+def test_operations_give_the_known_limits(checkpointing, tokens):
+    training, _ = operations(LLAMA_8B, Method(checkpointing=checkpointing), reply_share=1.0)
+    assert 790e12 / training == pytest.approx(tokens, rel=0.12)  # here the head's work is counted apart
+
+
+@pytest.mark.parametrize(
+    ("gpu", "work", "hours"),
+    [
+        (("NVIDIA H200", (9, 0)), replace(SESSION, read=0), 4800 / 28 / 3600),  # 28 rows a second
+        (("Tesla T4", (7, 5)), SESSION, 2 + 35 / 60),  # seen: 2 h 35 min, padded two rows at a time
+        (("Unheard of", (7, 0)), SESSION, 2 + 35 / 60),
+    ],
+)
+def test_estimated_hours(gpu, work, hours):
+    speeds = estimate_speeds(LLAMA_8B, QLORA, work, gpu, processes=1, cores=4)
+    assert seconds_of(work, speeds)["training"] / 3600 == pytest.approx(hours, rel=0.35)
+    assert "estimated" in speeds.source
+
+
+def test_the_estimate_for_a_cpu():
+    """72 steps of four rows took the laptop recipe 223 s on two cores, validation apart."""
+    work = Work(72, 72 * 4 * 94, 0.5, 0, 0, 0, 16, 80)
+    method = Method(element=4, four_bit=False, checkpointing="none", chunk=64)
+    speeds = estimate_speeds(GEMMA_270M, method, work, None, processes=1, cores=2)
+    assert seconds_of(work, speeds)["training"] == pytest.approx(223, rel=0.2)
+
+
+def test_processes_share_the_training_and_not_the_evaluation():
+    work = Work(10, 96_000, 0.5, 1000, 2000, 20, 16, 100)
+    one = Speeds(100.0, 200.0, 0.1, "measured")
+    assert seconds_of(work, one) == {"training": 960 + 5, "evaluation": 2 * (10 + 2 * 100 * 0.1)}
+    two = seconds_of(work, one.with_processes(2), processes=2)
+    assert two["training"] == pytest.approx(960 / 1.92 + 2.5)
+    assert two["evaluation"] == seconds_of(work, one)["evaluation"]

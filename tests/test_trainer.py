@@ -1,0 +1,125 @@
+"""Optimizer steps: whatever passes they are made of, and whatever runs out on the way, they are the same steps."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bnft.config import resolve
+from bnft.errors import UserError
+from bnft.trainer import StepSampler
+from bnft.training import LLAMAFineTuner
+
+
+def trained(conversations, folder, hook=None, **flags):
+    """(training result, adapter weights) of six rows a step, three steps."""
+    settings = {"train.batch_size": 3, "train.accumulation": 2, "train.max_steps": 3, "train.learning_rate": 1e-2}
+    settings |= {"train.eval_steps": 3, "train.save_steps": 3}
+    settings |= {name.replace("__", "."): value for name, value in flags.items()}
+    config, _ = resolve("smoke", {name: str(value).lower() for name, value in settings.items()})
+    tuner = LLAMAFineTuner(config=config)
+    if hook:
+        hook(tuner)
+    result = tuner.train(conversations[:9], conversations[9:], folder)
+    return result, load_file(folder / "lora_model" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def usual(tiny, conversations, tmp_path_factory):
+    return trained(conversations, tmp_path_factory.mktemp("usual"))
+
+
+def assert_same(first, second):
+    """To what the order of sums leaves open in float32."""
+    for a, b in zip(first[0].history, second[0].history, strict=True):
+        assert a["step"] == b["step"]
+        for name in ("loss", "eval_loss"):
+            assert a.get(name) == pytest.approx(b.get(name), abs=1e-5)
+    for name, weight in first[1].items():
+        torch.testing.assert_close(weight, second[1][name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("flags", [{"train__batch_size": 1, "train__accumulation": 6}, {"train__packing": False}])
+def test_steps_do_not_depend_on_their_passes(usual, conversations, tmp_path, flags):
+    assert_same(usual, trained(conversations, tmp_path, **flags))
+
+
+def too_little_room(limit):
+    """Memory for `limit` tokens of a pass: more of them end as PyTorch ends a full GPU."""
+
+    def hook(tuner):
+        def refuse(module, args, kwargs):
+            if kwargs["input_ids"].numel() > limit:
+                raise torch.OutOfMemoryError("out of memory, on purpose")
+
+        tuner.model.get_base_model().get_decoder().register_forward_pre_hook(refuse, with_kwargs=True)
+
+    return hook
+
+
+def test_a_full_memory_halves_the_pass_and_nothing_else(usual, conversations, tmp_path, capsys):
+    result, weights = trained(conversations, tmp_path, too_little_room(200))
+    assert result.halved
+    assert {note["step"] for note in result.halved} == {1}  # it stays halved
+    assert all(note["tokens"] < 200 or note["tokens_before"] > 200 for note in result.halved)
+    assert_same(usual, (result, weights))
+    assert "out of memory at step 1: passes of at most" in capsys.readouterr().out
+
+
+def test_no_room_for_a_single_conversation_is_said(tiny, conversations, tmp_path):
+    def hook(tuner):
+        def refuse(module, args, kwargs):
+            if torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("out of memory, on purpose")
+
+        tuner.model.get_base_model().get_decoder().register_forward_pre_hook(refuse, with_kwargs=True)
+
+    with pytest.raises(UserError, match="out of memory at step 1, with one conversation of") as error:
+        trained(conversations, tmp_path, hook)
+    assert "--model.max_seq_length" in str(error.value)
+
+
+def test_the_gradients_of_a_pass_that_failed_halfway_are_thrown_away(usual, conversations, tmp_path):
+    """The second pass of the first step fails, once, after the first one has left gradients behind."""
+
+    def hook(tuner):
+        passes = []
+
+        def refuse(module, args, kwargs):
+            if torch.is_grad_enabled():
+                passes.append(1)
+            if len(passes) == 2:
+                passes.append(1)
+                raise torch.OutOfMemoryError("out of memory, on purpose")
+
+        tuner.model.get_base_model().get_decoder().register_forward_pre_hook(refuse, with_kwargs=True)
+
+    result, weights = trained(conversations, tmp_path, hook)
+    assert len(result.halved) == 1
+    assert_same(usual, (result, weights))
+
+
+def test_the_order_is_the_seeds_and_the_epochs():
+    sampler = StepSampler(10, 4, seed=1)
+    first = list(sampler)
+    assert [len(step) for step in first] == [4, 4, 2]
+    assert len(sampler) == 3
+    assert sorted(i for step in first for i in step) == list(range(10))
+    assert list(StepSampler(10, 4, seed=1)) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(StepSampler(10, 4, seed=2)) != first
+
+
+def test_the_reported_loss_is_the_mean_over_the_steps_reply_tokens(tiny, conversations, tmp_path):
+    """With hardly any learning, validation rows that are the training rows cost what a step of all of them does."""
+    config, _ = resolve(
+        "smoke",
+        {"train.batch_size": "9", "train.accumulation": "1", "train.max_steps": "1", "train.learning_rate": "1e-9"}
+        | {"train.eval_steps": "1", "train.save_steps": "1"},
+    )
+    result = LLAMAFineTuner(config=config).train(conversations[:9], conversations[:9], tmp_path)
+    losses = {name: line[name] for line in result.history for name in ("loss", "eval_loss") if name in line}
+    assert losses["loss"] == pytest.approx(losses["eval_loss"], abs=1e-5)
+    assert math.isfinite(losses["loss"])
