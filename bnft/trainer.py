@@ -192,6 +192,8 @@ class StepTrainer(SFTTrainer):
                 total = total + work(part)
             return total
         except torch.OutOfMemoryError:
+            if self.sharded:  # the others wait in the middle of this pass for its part of a layer
+                raise
             return None
 
 

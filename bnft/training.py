@@ -132,7 +132,8 @@ class LLAMAFineTuner:
                 f"  Go on with: python train.py --resume {folder}",
             )
         self.model.eval()
-        self.save(folder / "lora_model")
+        if self.world.leads:
+            self.save(folder / "lora_model")
         state = trainer.state
         best_step = Path(state.best_model_checkpoint).name.rpartition("-")[2] if state.best_model_checkpoint else "0"
         return TrainingResult(

@@ -124,7 +124,7 @@ def fails(capsys, *arguments, code=2):
         (["--recipe", "smoke", "--lora.r", "many"], ["lora.r: got 'many'"]),
         (["--recipe", "smoke", "--data", "nowhere.csv"], ["nowhere.csv"]),
         (["--recipe", "smoke", "--model", "nowhere"], ["no model 'nowhere'"]),
-        (["--recipe", "smoke", "--strategy", "unsloth"], ["--strategy unsloth is not in this version"]),
+        (["--recipe", "smoke", "--strategy", "unsloth"], ["--strategy unsloth cannot be used"]),
         (["--recipe", "smoke", "--parallel", "ddp"], ["needs at least two GPUs, 0 found"]),
         (["--recipe", "smoke", "--run-name", "../out"], ["cannot be a folder name"]),
         (["--resume", "nowhere"], ["no run folder"]),
