@@ -149,8 +149,8 @@ def notes_of(group: Group) -> list[str]:
         notes.append(f"Computed in more than one way: {', '.join(HEADLINES[name] for name in ways)}.")
     if group.lines:
         notes.append(
-            "Where the run folder is gone, LLAMAExperiments.csv gives the values, without intervals or replies; how many "
-            "rows were replied to is not known."
+            "Where the run folder is gone, LLAMAExperiments.csv gives the values, without intervals or replies; how "
+            "many rows were replied to is not known."
         )
     return notes
 

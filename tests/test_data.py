@@ -180,7 +180,7 @@ def test_nothing_is_lost_and_nothing_leaks(tmp_path, rows, seed):
 def test_the_result_does_not_depend_on_pythons_hash_seed(tmp_path):
     process(tmp_path, filler(60))
     code = (
-        "import sys\nfrom bnft.config import DataConfig\nfrom bnft.data import DatasetProcessor\n"
+        "import sys\nfrom bnft.data import DatasetProcessor\nfrom bnft.settings import DataConfig\n"
         "print(DatasetProcessor(DataConfig(path=sys.argv[1])).process())"
     )
     outputs = set()
