@@ -122,11 +122,11 @@ def start(arguments: Arguments, world: World) -> Pipeline | int | None:
 
 
 def show_plan(own: Namespace, config: RunConfig, placement: Placement) -> None:
-    from bnft.data import DatasetProcessor
+    from bnft.data_cache import processed
     from bnft.planning import check_model, plan_text
 
     check_model(config, placement)
-    data = DatasetProcessor(config.data, config.seed).process()
+    data = processed(config.data, config.seed)
     if own.calibrate:
         from bnft.calibration import calibrate
 

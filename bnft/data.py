@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bnft.cleaning import ANSWER_EQUALS_QUESTION, clean, comparison_key, fault_of
-from bnft.corpus_files import Exchange, RawRow, read_corpus
+from bnft.corpus_files import Exchange, RawRow, Source, read_corpus
 from bnft.errors import UserError
 from bnft.splitting import DUPLICATE, NEAR_DUPLICATE, Signatures, find_duplicates, find_groups, split_groups
 from bnft.talks import Piece, cut_into_pieces
@@ -32,7 +32,7 @@ DROPPED_ROWS_LISTED = 1000
 
 
 class DataSettings(Protocol):
-    """What this room needs of the configuration; `bnft.config.DataConfig` has it and explains each value."""
+    """What this room needs of the configuration; `bnft.settings.DataConfig` has it and explains each value."""
 
     path: str
     test_fraction: float
@@ -96,13 +96,13 @@ class DatasetProcessor:
         """Only reads."""
         return list(read_corpus(self.config.path).rows)
 
-    def process(self) -> ProcessedData:
-        """Load, rebuild talks, clean, drop duplicates, group, split.
+    def process(self, source: Source | None = None) -> ProcessedData:
+        """Load, unless the source is given, rebuild talks, clean, drop duplicates, group, split.
 
         Raises:
             UserError: the source cannot be read, no row of it is usable, or too few are for a split.
         """
-        source = read_corpus(self.config.path)
+        source = source or read_corpus(self.config.path)
         pieces, run_counts = cut_into_pieces(source.rows)
         tally = Tally()
         signatures = Signatures()

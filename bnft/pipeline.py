@@ -12,7 +12,8 @@ from typing import Any
 
 from bnft.checkpoints import last_checkpoint
 from bnft.config import to_yaml
-from bnft.data import DatasetProcessor, format_report
+from bnft.data import format_report
+from bnft.data_cache import processed
 from bnft.errors import UserError
 from bnft.evaluation import Evaluator, choose_rows, rows_of
 from bnft.gpu_memory import release_gpu
@@ -88,7 +89,7 @@ class Pipeline:
             raise
 
     def _process_data(self) -> dict[str, list]:
-        data = self._timed("data", DatasetProcessor(self.config.data, self.config.seed).process)
+        data = self._timed("data", lambda: processed(self.config.data, self.config.seed))
         print(format_report(data.report))
         write_json(self.directory.path("data_report.json"), data.report)
         self.directory.write_splits(data.splits)
@@ -105,7 +106,8 @@ class Pipeline:
         if self.placement.way == "fsdp":
             print(f"no process holds the whole model. Evaluate it: python train.py --eval-only {self.directory.folder}")
             return 0
-        if self._tuner.strategy.rewrites_libraries:  # base and tuned are measured by the libraries as they are
+        # Base and tuned are measured by the libraries as they are, on all GPUs.
+        if self._tuner.strategy.rewrites_libraries or (self.placement.gpus and self.world.size > 1):
             del self._tuner
             release_gpu()
             return launch_training(["--eval-only", str(self.directory.folder)], 1)
@@ -212,6 +214,8 @@ class Pipeline:
                 tuner.model, tuner.tokenizer, self.config, bar.show, self.directory.folder / "generated"
             )
             base, tuned, comparisons = self._timed("evaluation", lambda: evaluator.evaluate_pair(test))
+        if not self.world.leads:
+            return
         rows = choose_rows(rows_of(test), self.config.eval.samples, self.config.seed)
         outcome = Outcome(test, rows, base, tuned, comparisons)
         write_results(self.directory, self.config, self.record, outcome)

@@ -49,7 +49,7 @@ def choose_placement(
     Args:
         gpus: those that PyTorch sees on this machine.
         fits: whether the model trains on such a GPU by itself; asked only where the answer matters.
-        training: evaluation alone is the work of one process, on all GPUs where one is too small.
+        training: evaluation alone shares out the rows, and where one GPU is too small, the layers.
 
     Raises:
         UserError: `train.parallel` and the GPUs, the processes or the rows of a step contradict each other.
@@ -82,9 +82,10 @@ def choose_placement(
 
 def _for_evaluation(gpus: tuple[Gpu, ...], world: World, fits) -> Placement:
     if world.size > 1:
-        raise UserError(
-            f"evaluation is one process, and {world.size} were started", "Start it with plain python train.py."
-        )
+        _check_own_gpu(gpus, world)
+        return Placement("ddp", world.size, gpus[: world.size], "evaluation, each process its share of the rows")
+    if len(gpus) > 1 and all(fits(gpu) for gpu in gpus):
+        return Placement("ddp", len(gpus), gpus, "evaluation, each GPU its share of the rows")
     if len(gpus) < 2 or fits(gpus[0]):
         return Placement("single", 1, gpus[:1], "evaluation")
     return Placement("layers", 1, gpus, "evaluation; the model fits no single GPU")
@@ -100,16 +101,20 @@ def _in_a_given_world(config, gpus, world: World, fits) -> Placement:
     _check_rows(step_rows(config), world.size)
     if not gpus:
         return Placement("ddp" if wanted == "auto" else wanted, world.size, (), "processes as they were started")
-    if world.local_rank >= len(gpus):
-        raise UserError(
-            f"process {world.local_rank} of this machine has no GPU: {len(gpus)} found{_hidden()}",
-            f"Start at most {len(gpus)} processes on this machine.",
-        )
+    _check_own_gpu(gpus, world)
     way, reason = wanted, "as set"
     if wanted == "auto":
         way = "ddp" if fits(gpus[world.local_rank]) else "fsdp"
         reason = f"processes as they were started; the model fits {'one' if way == 'ddp' else 'no single'} GPU"
     return Placement(way, world.size, gpus[: world.size], reason)
+
+
+def _check_own_gpu(gpus: tuple[Gpu, ...], world: World) -> None:
+    if gpus and world.local_rank >= len(gpus):
+        raise UserError(
+            f"process {world.local_rank} of this machine has no GPU: {len(gpus)} found{_hidden()}",
+            f"Start at most {len(gpus)} processes on this machine.",
+        )
 
 
 def step_rows(config: RunConfig) -> int:

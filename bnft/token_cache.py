@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from bnft import prompts
-from bnft.config import cache_dir
 from bnft.errors import UserError
-from bnft.manifest import damage_of, seal
+from bnft.kept_folders import kept_folder
 from bnft.prompts import IGNORED, encode, with_system
 from bnft.records import cpu_cores
 
@@ -43,21 +38,16 @@ def tokenised(conversations: Sequence, tokenizer, system_prompt: str, limit: int
     """
     if len(conversations) < WORTH_KEEPING:
         return _made(conversations, tokenizer, system_prompt, limit, name)
-    folder = cache_dir() / "tokens"
-    entry = folder / key_of(conversations, tokenizer, system_prompt, limit)
-    if damage_of(entry):  # a missing one as well
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(str(folder / ".lock")):
-                _build_unless_whole(entry, (conversations, tokenizer, system_prompt, limit, name))
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise UserError(
-                f"cannot write the token cache: {error}", "Set BNFT_CACHE to a folder that can be written."
-            ) from error
+
+    def make(folder: Path) -> None:
+        parts = folder.with_name("parts")
+        _made(conversations, tokenizer, system_prompt, limit, name, parts).save_to_disk(str(folder))
+
     from datasets import load_from_disk
 
-    os.utime(entry)  # by which the last used ones are known
-    return load_from_disk(str(entry))
+    return load_from_disk(
+        str(kept_folder("tokens", key_of(conversations, tokenizer, system_prompt, limit), make, KEPT))
+    )
 
 
 def key_of(conversations: Sequence, tokenizer, system_prompt: str, limit: int) -> str:
@@ -82,34 +72,6 @@ def texts_hash(conversations: Sequence) -> str:
     for conversation in conversations:
         digest.update(json.dumps(conversation.messages, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _build_unless_whole(entry: Path, wanted: tuple) -> None:
-    """Under the lock: what another process built while this one waited is taken."""
-    fault = damage_of(entry)
-    if not fault:
-        return
-    if entry.is_dir():
-        print(f"the cached tokens in {entry} are damaged ({fault}); making them again")
-    _prune(entry)
-    scratch = entry.with_name(f".{entry.name}.part")
-    scratch.mkdir()
-    try:
-        dataset = _made(*wanted, scratch / "parts")
-        dataset.save_to_disk(str(scratch / "whole"))
-        seal(scratch / "whole", {"rows": len(dataset)})
-        (scratch / "whole").rename(entry)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _prune(entry: Path) -> None:
-    """Leaves the last used entries, so that with this new one there are `KEPT`, and nothing of builds that died."""
-    shutil.rmtree(entry, ignore_errors=True)
-    folders = [path for path in entry.parent.iterdir() if path.is_dir()]
-    entries = sorted((p for p in folders if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime)
-    for stale in [*entries[: -(KEPT - 1)], *(path for path in folders if path.name.startswith("."))]:
-        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _made(

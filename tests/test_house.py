@@ -28,7 +28,7 @@ LAYERS = {
     1: {"prompts", "model_cache", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
     | {"metrics", "metric_modules", "plan", "memory_plan", "speed_plan", "progress", "plots"}
     | {"world", "placement", "launch"}
-    | {"manifest", "token_cache", "checkpoints"}
+    | {"manifest", "kept_folders", "data_cache", "token_cache", "checkpoints"}
     | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "crisis_cards", "counts", "emitter"}
     | {"turns", "conversation", "feedback", "api", "ui_parts"}
     | {"rating_store", "rating_items", "rating_summary"}

@@ -107,12 +107,14 @@ def test_a_hidden_gpu_is_told_with_the_variable_that_hides_it(monkeypatch, visib
     assert "Unset CUDA_VISIBLE_DEVICES, or name two GPUs in it" in str(told.value)
 
 
-def test_evaluation_alone_is_one_process():
-    assert place("ddp", [T4, T4], training=False) == ("single", 1, 1)
+def test_evaluation_alone_shares_out_rows_or_else_layers():
+    assert place("single", [T4], training=False) == ("single", 1, 1)
+    assert place("ddp", [T4, T4], training=False) == ("ddp", 2, 2)
     assert place("auto", [T4, T4], needed=20, training=False) == ("layers", 1, 2)
     assert place("fsdp", [], training=False) == ("single", 1, 0)
-    with pytest.raises(UserError, match="evaluation is one process, and 2 were started"):
-        place("auto", [], World(0, 0, 2), training=False)
+    assert place("auto", [], World(0, 0, 2), training=False) == ("ddp", 2, 0)
+    with pytest.raises(UserError, match="process 1 of this machine has no GPU"):
+        place("auto", [T4], World(1, 1, 2), training=False)
 
 
 def test_a_filled_gpu_is_told():

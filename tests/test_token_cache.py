@@ -184,6 +184,6 @@ def test_the_last_used_entries_are_kept_and_what_a_dead_build_left_goes(cache, t
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, tiny_tokenizer, many, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("BNFT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cannot write the token cache") as caught:
+    with pytest.raises(UserError, match="cannot write the cache of tokens") as caught:
         tokenised(many, tiny_tokenizer, SYSTEM, LIMIT, "train")
     assert "BNFT_CACHE" in caught.value.hint
