@@ -48,8 +48,9 @@ def emulate_t4() -> None:
     """float16, a T4's memory, no FlashAttention."""
     import torch
 
-    total = torch.cuda.get_device_properties(0).total_memory / 2**30
-    torch.cuda.set_per_process_memory_fraction(T4_GIB / total)
+    for gpu in range(torch.cuda.device_count()):
+        total = torch.cuda.get_device_properties(gpu).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(T4_GIB / total, gpu)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
 
@@ -101,6 +102,7 @@ def ours(options, rows: list[dict], strategy: str):
             "model.dtype": options.dtype,
             "model.load_in_4bit": str(not options.sixteen_bit).lower(),
             "train.strategy": strategy,
+            "train.parallel": options.parallel,
             "train.max_steps": str(options.steps),
             "train.eval_steps": "1000",
             "train.save_steps": "1000",
@@ -111,9 +113,9 @@ def ours(options, rows: list[dict], strategy: str):
     tuner.pass_tokens = options.pass_tokens or math.inf
     callback = clock()
     data = Dataset.from_list(rows)
-    return tuner._trainer(
-        {"train": data, "validation": data.select(range(4))}, Path(options.scratch), callback
-    ), callback
+    splits = {"train": data, "validation": data.select(range(4))}
+    trainer = tuner._trainer(splits, Path(options.scratch), [callback])
+    return trainer, callback
 
 
 def padded(options, rows: list[dict], unsloth: bool):
@@ -125,7 +127,7 @@ def padded(options, rows: list[dict], unsloth: bool):
     from bnft.trainer import StepSampler
 
     flags = {"model.name": str(options.folder), "model.dtype": options.dtype}
-    flags |= {"train.strategy": "unsloth" if unsloth else "peft"}
+    flags |= {"train.strategy": "unsloth" if unsloth else "peft", "train.parallel": options.parallel}
     flags |= {"model.load_in_4bit": str(not options.sixteen_bit).lower()}
     config, _ = resolve("llama31-8b-qlora", flags)
     from bnft.models import find_model
@@ -240,6 +242,7 @@ def main() -> None:
     options = build_parser().parse_args()
     options.dtype = "float32" if options.tiny else "float16" if options.emulate else "bfloat16"
     options.sixteen_bit |= options.tiny
+    options.parallel = "single"
     if options.recipe:
         with tempfile.TemporaryDirectory() as options.scratch:
             print("RESULT " + json.dumps(measure(options)), flush=True)
