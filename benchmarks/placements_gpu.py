@@ -75,34 +75,23 @@ def measure(options) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="the model; made when it does not exist")
-    parser.add_argument("--tokenizer", type=Path, help="folder with Llama 3.1's tokenizer.json, for a model to be made")
+    train_gpu.add_shared_flags(parser)
     parser.add_argument("--ways", default="single,seed,layers,ddp", help=f"some of {', '.join(WAYS)}")
     parser.add_argument("--strategy", default="unsloth", choices=["unsloth", "peft"])
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--emulate", choices=["t4"], help="act like T4s")
-    parser.add_argument("--sixteen-bit", action="store_true", help="16-bit LoRA instead of 4-bit")
     parser.add_argument("--longest-only", action="store_true", help=f"every row has {LONGEST} tokens")
-    parser.add_argument("--pass-tokens", type=int, help="most tokens of a pass in this program's recipes")
-    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     parser.add_argument("--way", help=argparse.SUPPRESS)  # of the processes that measure one
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # on a CPU: does every line run?
     return parser
 
 
 def main() -> None:
-    options = build_parser().parse_args()
-    options.dtype = "float32" if options.tiny else "float16" if options.emulate else "bfloat16"
-    options.sixteen_bit |= options.tiny
+    options = train_gpu.read_options(build_parser())
     if options.way:
         with tempfile.TemporaryDirectory() as options.scratch:
             measure(options)
         return
-    if not options.folder.is_dir():
-        from random_8b import make_model
-
-        make_model(options.folder, options.tokenizer)
+    train_gpu.make_model_unless_there(options)
     from bnft.launch import launch
 
     results = []

@@ -223,34 +223,48 @@ def measure(options) -> dict:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="the model; made when it does not exist")
-    parser.add_argument("--tokenizer", type=Path, help="folder with Llama 3.1's tokenizer.json, for a model to be made")
+    add_shared_flags(parser)
     parser.add_argument("--recipes", default="seed,unsloth,peft", help=f"some of {', '.join(RECIPES)}")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--emulate", choices=["t4"], help="act like a T4")
     parser.add_argument("--longest", type=int, default=LONGEST, help="tokens of the longest row")
-    parser.add_argument("--pass-tokens", type=int, help="most tokens of a pass in this program's recipes")
-    parser.add_argument("--sixteen-bit", action="store_true", help="16-bit LoRA instead of 4-bit")
-    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
     parser.add_argument("--profile", type=Path, help="write a profile of the run here; it slows the run down")
     parser.add_argument("--recipe", help=argparse.SUPPRESS)  # of the process that measures one
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # on a CPU: does every line run?
     return parser
 
 
-def main() -> None:
-    options = build_parser().parse_args()
+def add_shared_flags(parser: argparse.ArgumentParser) -> None:
+    """What placements_gpu.py is asked as well."""
+    parser.add_argument("--folder", type=Path, required=True, help="the model; made when it does not exist")
+    parser.add_argument("--tokenizer", type=Path, help="folder with Llama 3.1's tokenizer.json, for a model to be made")
+    parser.add_argument("--emulate", choices=["t4"], help="act like T4s")
+    parser.add_argument("--pass-tokens", type=int, help="most tokens of a pass in this program's recipes")
+    parser.add_argument("--sixteen-bit", action="store_true", help="16-bit LoRA instead of 4-bit")
+    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # on a CPU: does every line run?
+
+
+def read_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    options = parser.parse_args()
     options.dtype = "float32" if options.tiny else "float16" if options.emulate else "bfloat16"
     options.sixteen_bit |= options.tiny
+    return options
+
+
+def make_model_unless_there(options: argparse.Namespace) -> None:
+    if not options.folder.is_dir():
+        from random_8b import make_model
+
+        make_model(options.folder, options.tokenizer)
+
+
+def main() -> None:
+    options = read_options(build_parser())
     options.parallel = "single"
     if options.recipe:
         with tempfile.TemporaryDirectory() as options.scratch:
             print("RESULT " + json.dumps(measure(options)), flush=True)
         return
-    if not options.folder.is_dir():
-        from random_8b import make_model
-
-        make_model(options.folder, options.tokenizer)
+    make_model_unless_there(options)
     results = []
     for recipe in options.recipes.split(","):
         command = [sys.executable, __file__, *sys.argv[1:], "--recipe", recipe]

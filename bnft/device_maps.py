@@ -99,7 +99,7 @@ def empty_model(source: ModelSource, config: RunConfig) -> torch.nn.Module:
 
 def model_facts(config: RunConfig) -> ModelFacts | None:
     """The shape of the run's model, from its config.json alone; None where that does not tell."""
-    source = find_model(config.model.name, config.model.revision, announce=_quiet)
+    source = find_model(config.model.name, config.model.revision, announce=quiet)
     if source.is_local:
         file = Path(source.base) / "config.json"
     else:  # transformers would do it, but Unsloth must be imported before that is
@@ -140,5 +140,5 @@ def check_own_gpu(config: RunConfig, placement: Placement) -> None:
     check_free_memory(f"GPU {index} ({torch.cuda.get_device_name(index)})", free, total, needed)
 
 
-def _quiet(text: str) -> None:
+def quiet(text: str) -> None:
     """For what is said again when the model is loaded."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from bnft.config import cache_dir
 from bnft.data import ProcessedData
-from bnft.device_maps import model_facts
+from bnft.device_maps import model_facts, quiet
 from bnft.memory_plan import GIB, Memory, Method, ModelFacts, memories, token_budget
 from bnft.models import ModelSource, find_model, load_tokenizer, resolve_dtype
 from bnft.packing import micro_batches, shares
@@ -101,7 +101,7 @@ def make_plan(
     facts, method = model_facts(config), method_of(config)
     if facts is None:
         return None
-    source = find_model(config.model.name, config.model.revision, announce=_quiet)
+    source = find_model(config.model.name, config.model.revision, announce=quiet)
     tokenizer, limit = load_tokenizer(source), config.model.max_seq_length
     rows = tokenised(splits["train"], tokenizer, config.data.system_prompt, limit, "train")
     lengths, replies = rows["length"][:], sum(rows["reply_tokens"])
@@ -237,7 +237,3 @@ def measured(folder: Path, placement: Placement) -> dict[str, Any]:
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return {"gpu_gib": gpus, "host_gib": round(host / GIB, 2), "disk_gib": {"run": round(written / GIB, 2)}}
-
-
-def _quiet(text: str) -> None:
-    """For what is said again when the model is loaded."""
