@@ -188,7 +188,9 @@ def test_two_writers_killed_in_the_middle_lose_nothing_that_was_acknowledged(tmp
             assert [process.stdout.readline() for _ in range(4)] == ["0\n", "1\n", "2\n", "3\n"]
         for name, process in zip(names, processes, strict=True):
             process.send_signal(signal.SIGKILL)
-            told[name] = 4 + process.communicate(timeout=20)[0].count("\n")
+            # not communicate(timeout=...): it reads the pipe itself and never sees what readline() had read ahead
+            told[name] = 4 + process.stdout.read().count("\n")
+            process.wait(20)
     rows = RatingStore(tmp_path).read()
     assert len({key_of(row) for row in rows}) == len(rows)
     for name, count in told.items():
