@@ -5,8 +5,8 @@ check:
 	ruff format --check .
 
 test:
-	python -m pytest
-	python -m pytest -m slow
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -m slow -n 2 --dist loadfile
 
 smoke:
 	python train.py --recipe smoke

@@ -8,10 +8,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import by huggingface_hu
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 from bnft.data import Conversation
+from bnft.errors import UserError
 from bnft.models import find_model, load_model, load_tokenizer
 from bnft.settings import ModelConfig
+
+# The short form of every property; benchmarks/fuzz.py runs the same ones with many more inputs. No deadline: a busy
+# machine is no failure. Files that a property writes are written anew for each input.
+settings.register_profile(
+    "short",
+    max_examples=int(os.environ.get("BNFT_FUZZ_INPUTS", "60")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("short")
 
 SINGLES = (
     ("কাল পরীক্ষা, খুব ভয় লাগছে।", "পরীক্ষার আগে ভয় লাগাটা স্বাভাবিক। কোন বিষয়টা নিয়ে বেশি ভাবছেন?"),
@@ -31,10 +44,23 @@ TALKS = (
 )
 
 
+def kept_or_refused(read, *arguments):
+    """What a reader makes of its input, or None, and then what its `UserError` says; any other error is a fault."""
+    try:
+        return read(*arguments), ""
+    except UserError as error:
+        return None, str(error)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "embedded" in item.fixturenames:  # loads Gemma 3 270M, and the first time converts it
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)  # the same random weights whichever tests ran before in this process
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +107,27 @@ def _loaded_tiny_model(tiny):
 def tiny_model(_loaded_tiny_model):
     """A fresh copy, in float32: change it as you like."""
     return copy.deepcopy(_loaded_tiny_model)
+
+
+@pytest.fixture
+def tiny_gemma():
+    """A random Gemma 3 with the tiny Llama's vocabulary; every second layer sees 16 positions back, no further."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(2)
+    config = Gemma3TextConfig(
+        vocab_size=2048,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        initializer_range=0.2,  # or the best token would be nearly the same everywhere
+    )
+    return Gemma3ForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")

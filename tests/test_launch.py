@@ -110,7 +110,7 @@ def test_killed_the_launcher_leaves_no_process_behind():
     children = [int(process.stdout.readline()) for _ in range(2)]
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(os.path.exists(f"/proc/{child}") for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
