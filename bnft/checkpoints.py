@@ -6,6 +6,7 @@ A checkpoint is whole when its manifest, written last, agrees with its files. Kn
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,13 +32,33 @@ ADAPTER_SETTINGS = {"lora.r": "r", "lora.alpha": "lora_alpha", "lora.bias": "bia
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; one that was being written when the run died, or was damaged, is passed over."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-    for checkpoint in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+    for checkpoint in sorted(_checkpoints(folder), key=_step, reverse=True):
         fault = fault_of(checkpoint)
         if not fault:
             return checkpoint
         print(f"passing over {checkpoint}: it is not whole, {fault}")
     return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _discard_old(newest: Path, best: str | None, keep: int) -> None:
+    """Leaves the newest `keep`, and the best. They count by their steps: clocks go back, and copies lose their dates.
+
+    A later step than the newest's is of a life of this run that was given up, since none of it was whole.
+    """
+    found = sorted(_checkpoints(newest.parent), key=_step)
+    later = [path for path in found if _step(path) > _step(newest)]
+    kept = {newest, newest.with_name(Path(best or newest).name)} & set(found)
+    earlier = [path for path in found if path not in later and path not in kept]
+    for stale in [*later, *earlier[: max(0, len(earlier) + len(kept) - keep)]]:
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def fault_of(checkpoint: Path) -> str:
@@ -120,8 +141,18 @@ def only_numbers_of(checkpoint: Path | None) -> Iterator[None]:
         ) from error
 
 
-def checkpoint_keeper(facts: dict[str, Any], world: World):
-    """A callback for the trainer: seals every checkpoint, and after a resumption finds the best one again."""
+def _take_for_best(state, folder: Path) -> None:
+    """The checkpoint that is gone on from is the best so far; none is, where its validation loss is not known."""
+    losses = [
+        line["eval_loss"] for line in state.log_history if line["step"] == state.global_step and "eval_loss" in line
+    ]
+    state.best_metric = losses[-1] if losses else None
+    state.best_global_step = state.global_step if losses else None
+    state.best_model_checkpoint = str(folder / f"checkpoint-{state.global_step}") if losses else None
+
+
+def checkpoint_keeper(facts: dict[str, Any], world: World, keep: int):
+    """A callback for the trainer: seals each checkpoint, leaves `keep`, and after a resumption finds the best again."""
     from transformers import TrainerCallback
 
     class Keeper(TrainerCallback):
@@ -131,6 +162,7 @@ def checkpoint_keeper(facts: dict[str, Any], world: World):
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 (checkpoint / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
                 seal(checkpoint, facts)
+                _discard_old(checkpoint, state.best_model_checkpoint, keep)
 
         def on_train_begin(self, args, state, control, **kwargs):
             if not state.best_global_step:
@@ -139,9 +171,9 @@ def checkpoint_keeper(facts: dict[str, Any], world: World):
             fault = fault_of(best)
             if fault:
                 print(
-                    f"the best checkpoint so far, {best}, cannot be used ({fault}): the best one from here on is taken"
+                    f"the best checkpoint so far, {best}, cannot be used ({fault}): the best from this one on is taken"
                 )
-                state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+                _take_for_best(state, Path(args.output_dir))
             else:
                 state.best_model_checkpoint = str(best)  # the folder may have been moved since
 

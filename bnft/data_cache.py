@@ -13,8 +13,9 @@ from bnft import cleaning, corpus_files, data, splitting, talks, text
 from bnft.corpus_files import read_corpus
 from bnft.data import DatasetProcessor, ProcessedData
 from bnft.kept_folders import kept_folder
-from bnft.records import RunDirectory, read_json, write_json
+from bnft.records import RunDirectory, read_json
 from bnft.settings import DataConfig
+from bnft.whole_files import write_json
 
 KEPT = 4  # entries, the last used ones
 WORTH_KEEPING = 5000  # rows; fewer are processed in seconds
@@ -29,7 +30,6 @@ def processed(settings: DataConfig, seed: int) -> ProcessedData:
 
     def make(folder: Path) -> None:
         result = processor.process(source)
-        folder.mkdir()
         RunDirectory(folder).write_splits(result.splits)
         write_json(folder / REPORT, result.report)
 

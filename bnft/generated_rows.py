@@ -1,6 +1,6 @@
 """Replies kept as they come, one JSON line each, so that an evaluation that was ended goes on where it was.
 
-A line counts only for the very prompt, decoding and weights it was made with; a torn one does not count at all. Of
+A line counts only for the very prompt, decoding and weights it was made with; a damaged one does not count at all. Of
 several processes each writes a file of its own and reads all. Knows nothing about how replies are made.
 """
 
@@ -16,8 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from bnft.generation import Generated
 
+_FORM = TypeAdapter(Generated)
 _SAFE_AFTER = 5.0  # seconds of work that a power cut may cost; a killed process loses none
 _FORMAT = 1
 _SAMPLED = 4096  # numbers that stand for a tensor of the base, whose weights nobody trains; of an adapter all do
@@ -63,7 +66,8 @@ class GeneratedRows:
 
     def add(self, id: str, prompt: Sequence[int], reply: Generated) -> None:
         line = {"id": id, "key": self._key(id, prompt)} | asdict(reply)
-        self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8") + b"\n")
+        checked = line | {"checksum": _checksum(line)}
+        self._file.write(json.dumps(checked, ensure_ascii=False).encode("utf-8") + b"\n")
         self._file.flush()
         if time.monotonic() - self._synced > _SAFE_AFTER:
             self._sync()
@@ -81,11 +85,17 @@ def _reply(line: bytes) -> dict[str, Generated]:
     """Key and reply of a line; nothing where the line is damaged."""
     try:
         values = json.loads(line)
+        if values.pop("checksum") != _checksum(values):
+            return {}
         key = values.pop("key")
         del values["id"]
-        return {key: Generated(**values)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {key: _FORM.validate_python(values)}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def weights_fingerprint(model) -> str:

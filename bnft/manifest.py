@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bnft.model_cache import file_sha256
-from bnft.records import write_json
+from bnft.errors import UserError
+from bnft.whole_files import UNFINISHED, file_sha256, write_json
 
 MANIFEST = "manifest.json"
 
@@ -20,7 +20,7 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name != MANIFEST and not path.name.endswith(UNFINISHED)
     }
     write_json(folder / MANIFEST, {"facts": facts, "files": files})
 
@@ -45,3 +45,16 @@ def damage_of(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return ""
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Lets pass what is as it was sealed, and what never was.
+
+    Raises:
+        UserError: a file is not as it was written.
+    """
+    if (folder / MANIFEST).exists() and (fault := damage_of(folder)):
+        raise UserError(
+            f"{folder} is not as it was written: {fault}",
+            f"Put a copy of it back, or make it again. If you changed it on purpose, delete its {MANIFEST}.",
+        )

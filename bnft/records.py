@@ -7,24 +7,27 @@ nothing about models; it is handed plain values.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import regex
 from filelock import FileLock
 
-from bnft.config import REPOSITORY
-from bnft.errors import UserError
+from bnft.config import REPOSITORY, path_of
+from bnft.csv_files import CsvReader, csv_text
+from bnft.errors import UserError, is_full_disk
+from bnft.manifest import refuse_damaged, seal
+from bnft.whole_files import UNFINISHED, locked, write_atomically
 
 LIBRARIES = (
     "torch",
@@ -41,38 +44,21 @@ LIBRARIES = (
 )
 EXPERIMENTS = "LLAMAExperiments.csv"
 RESPONSES = "GeneratedResponses.csv"
+SETTINGS = "config.yaml"
 
 
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Writes a whole file or none: to a temporary name in the same folder, flushed, then renamed."""
-    if isinstance(data, str):
-        data = data.encode("utf-8")
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run.
 
     Raises:
         UserError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no values by name")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}", "Give the folder of a finished run of train.py.") from error
 
 
@@ -87,8 +73,8 @@ class RunDirectory:
         self.folder = folder
 
     @classmethod
-    def create(cls, output_dir: str | Path, name: str) -> RunDirectory:
-        """A new, empty run folder.
+    def create(cls, output_dir: str | Path, name: str, numbered: bool = False) -> RunDirectory:
+        """A new, empty run folder; with `numbered`, one of the next free name.
 
         Raises:
             UserError: the name is no plain folder name, or a run of that name exists.
@@ -99,18 +85,23 @@ class RunDirectory:
                 f"--run-name {name!r} cannot be a folder name",
                 "Use up to 100 letters (66 Bengali ones), digits, '.', '_', '+', '-' and spaces, and not 'latest'.",
             )
-        folder = Path(output_dir).expanduser() / name
+        output_dir = path_of(output_dir)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            if folder.exists():
-                raise UserError(
-                    f"the run {folder} exists already",
-                    f"Choose another --run-name, or go on with it: python train.py --resume {folder}",
-                ) from error
-            raise UserError(f"cannot write to {folder.parent}: {error}", "Choose another --output-dir.") from error
-        return cls(folder)
+            output_dir.mkdir(parents=True, exist_ok=True)
+            for number in count(1):
+                folder = output_dir / (name if number == 1 else f"{name}-{number}")
+                if _new_folder(folder) or (not numbered and _is_unused(folder)):
+                    return cls(folder)
+                if not numbered:
+                    break
+        except OSError as error:
+            if is_full_disk(error):
+                raise
+            raise UserError(f"cannot write to {output_dir}: {error}", "Choose another --output-dir.") from error
+        raise UserError(
+            f"the run {folder} exists already",
+            f"Choose another --run-name, or go on with it: python train.py --resume {folder}",
+        )
 
     @classmethod
     def open(cls, folder: str | Path) -> RunDirectory:
@@ -119,12 +110,27 @@ class RunDirectory:
         Raises:
             UserError: it is none.
         """
-        path = Path(folder).expanduser()
-        if not (path / "config.yaml").is_file():
-            found = sorted(p.parent.name for p in path.parent.glob("*/config.yaml")) if path.parent.is_dir() else []
+        path = path_of(folder)
+        if not (path / SETTINGS).is_file():
+            found = sorted(p.parent.name for p in path.parent.glob(f"*/{SETTINGS}")) if path.parent.is_dir() else []
             beside = f" Runs beside it: {', '.join(found[:6])}." if found else ""
             raise UserError(f"{folder} is no run folder: no config.yaml in it.", f"Give the folder of a run.{beside}")
         return cls(path.resolve())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps every other process from training or measuring this run. A killed process leaves no lock behind.
+
+        Raises:
+            UserError: another one is at work.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder, wait=False))
+            except BlockingIOError as error:
+                told = f"another process is at work in the run {self.folder}"
+                raise UserError(told, "Wait until it has ended.") from error
+            yield
 
     def path(self, *parts: str) -> Path:
         target = self.folder.joinpath(*parts)
@@ -139,8 +145,9 @@ class RunDirectory:
     def mark_latest(self) -> None:
         """Points `latest` beside the run at it; file systems without symbolic links go without."""
         link = self.folder.parent / "latest"
-        scratch = self.folder.parent / f".latest-{os.getpid()}"
+        scratch = link.with_name(f".{link.name}{UNFINISHED}")
         try:
+            scratch.unlink(missing_ok=True)
             scratch.symlink_to(self.folder.name, target_is_directory=True)
             os.replace(scratch, link)
         except OSError:
@@ -157,11 +164,17 @@ class RunDirectory:
                 for c in conversations
             )
             write_atomically(self.path("splits", f"{name}.jsonl"), "".join(f"{line}\n" for line in lines))
+        seal(self.folder / "splits", {})
 
     def read_splits(self) -> dict[str, list]:
-        """What `write_splits` wrote, as conversations."""
+        """What `write_splits` wrote, as conversations.
+
+        Raises:
+            UserError: a file is missing, or not as it was written.
+        """
         from bnft.data import SPLITS, Conversation
 
+        refuse_damaged(self.folder / "splits")
         splits = {}
         for name in SPLITS:
             path = self.folder / "splits" / f"{name}.jsonl"
@@ -170,35 +183,56 @@ class RunDirectory:
                 splits[name] = [
                     Conversation(r["id"], r["topics"], tuple(r["messages"]), r["group"], tuple(r["rows"])) for r in rows
                 ]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"the run's split file {path} is missing or damaged: {error}") from error
         return splits
 
 
-def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: bool = True) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _new_folder(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether it is of a run that was killed before it had written its settings."""
+    begun = {"run.json", *(f".{name}{UNFINISHED}" for name in ("run.json", SETTINGS))}
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= begun
 
 
 def append_experiment(output_dir: Path, row: Mapping[str, Any]) -> None:
-    """Adds one line to LLAMAExperiments.csv. Runs that end together wait for one another.
+    """Adds a run's line to LLAMAExperiments.csv, or renews it. Runs that end together wait for one another.
 
     Columns that an older file does not have yet are added to it; its lines are empty there.
     """
     path = output_dir / EXPERIMENTS
     with FileLock(str(output_dir / f".{EXPERIMENTS}.lock")):
-        before: list[dict] = []
-        columns = list(row)
-        if path.exists():
-            with path.open(encoding="utf-8-sig", newline="") as handle:  # Excel puts a mark in front
-                reader = csv.DictReader(handle)
-                before = list(reader)
-                columns = [*(reader.fieldnames or []), *(name for name in row if name not in (reader.fieldnames or []))]
-        write_atomically(path, csv_text([*before, row], columns))
+        columns, before = _read_experiments(path)
+        kept = [line for line in before if not _of_same_run(line, row)]
+        columns += [name for name in row if name not in columns]
+        write_atomically(path, csv_text([*kept, row], columns))
+
+
+def _read_experiments(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and lines; a file that is no table any more is put aside, since a finished run must not fail of it."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:  # Excel puts a mark in front
+            reader = CsvReader(handle)
+            lines = [{name: line[name] for name in reader.fieldnames or ()} for line in reader]
+            return list(reader.fieldnames or ()), lines
+    except FileNotFoundError:
+        return [], []
+    except (ValueError, csv.Error) as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        print(f"{path} cannot be read ({error}): it is now {aside.name}, and a new one begins")
+        path.replace(aside)
+        return [], []
+
+
+def _of_same_run(line: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    return all(name in row and line.get(name) == str(row[name]) for name in ("run", "started"))
 
 
 def environment() -> dict[str, Any]:
@@ -221,6 +255,17 @@ def environment() -> dict[str, Any]:
 def cpu_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> float:
+    """Largest memory so far in GiB: of the GPUs where there are any, else of this process."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return round(max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30, 2)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def git_commit() -> str | None:

@@ -1,6 +1,7 @@
 """What a run measured: metrics.json, GeneratedResponses.csv, plots, the experiment's line and what is printed.
 
-Written once, at the end; read by whoever tells the numbers on, and refused there when they do not belong together.
+metrics.json is written last and says which adapter and which replies it is of; whoever tells its numbers on reads them
+here, where what does not belong together is refused.
 Knows nothing about models or decoding; it is handed scores and replies.
 """
 
@@ -8,28 +9,27 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bnft.csv_files import CsvReader, csv_text
 from bnft.errors import UserError
 from bnft.metrics import Comparison
-from bnft.records import (
-    RESPONSES,
-    RunDirectory,
-    append_experiment,
-    csv_text,
-    now,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from bnft.records import RESPONSES, RunDirectory, append_experiment, now, peak_memory, read_json
 from bnft.settings import RunConfig
+from bnft.whole_files import file_sha256, locked, write_atomically, write_json
 
 METRICS = "metrics.json"
+JUDGE = "judge"
+ADAPTER = Path("lora_model", "adapter_model.safetensors")
+# Columns of GeneratedResponses.csv that people, judges and cards go by.
+TOLD = ("id", "question", "reference", "base_reply", "tuned_reply", "base_finish_reason", "tuned_finish_reason")
 SHOWN = ("bits_per_byte", "token_perplexity", "char_perplexity", "ended_rate", "cut_off_rate", "bengali_script_rate")
 SHOWN += ("replacement_char_rate", "repeated_4grams", "distinct1", "distinct2", "reply_words", "length_ratio")
 SHOWN += ("chrf++", "chrf", "bleu", "bleu_13a", "rouge1", "rouge2", "rougeL")
@@ -54,15 +54,33 @@ class Outcome:
 
 def write_results(directory: RunDirectory, config: RunConfig, record: dict[str, Any], outcome: Outcome) -> None:
     """All files of the outcome; `record`, which becomes run.json, gets the time and the memory."""
-    metrics = _metrics(config, outcome)
-    write_json(directory.path(METRICS), metrics)
-    responses = _responses(outcome)
-    write_atomically(directory.path(RESPONSES), csv_text(responses, list(responses[0])))
+    metrics, responses, folder = _metrics(config, outcome), _responses(outcome), directory.folder
+    metrics |= {"adapter": _adapter_of(folder), "replies": replies_fingerprint(responses)}
     record |= {"finished": now(), "peak_memory_gib": max(peak_memory(), record.get("peak_memory_gib", 0.0))}
-    write_json(directory.path("run.json"), record)
-    _draw(directory, config, record, metrics)
+    with changing_metrics(folder):
+        write_atomically(directory.path(RESPONSES), csv_text(responses, list(responses[0])))
+        write_json(directory.path("run.json"), record)
+        _draw(directory, config, record, metrics)
+        write_json(directory.path(METRICS), metrics | _judgement_of_these(folder, metrics))
     append_experiment(directory.folder.parent, _experiment(directory.folder.name, config, record, metrics))
     directory.mark_latest()
+
+
+def changing_metrics(folder: Path) -> AbstractContextManager:
+    """Held from reading metrics.json until it is written anew, so that nobody takes back what another wrote."""
+    return locked(folder / "splits")  # the run's own folder is held by whoever trains or measures
+
+
+def _judgement_of_these(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What a judge has said before, where the replies are those that it read."""
+    try:
+        before = read_json(folder / METRICS)
+    except UserError:
+        return {}
+    if JUDGE in before and before.get("replies") != metrics["replies"]:
+        print("the replies have changed: what a judge said of the earlier ones is no longer told")
+        return {}
+    return {JUDGE: before[JUDGE]} if JUDGE in before else {}
 
 
 def print_results(folder: Path, outcome: Outcome, seed: int) -> None:
@@ -77,7 +95,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json of a run.
 
     Raises:
-        UserError: it is not there, or measured on another test split than the run's own.
+        UserError: it is not there, or measured on another test split or adapter than the run's own.
     """
     if not (folder / METRICS).is_file():
         raise UserError(
@@ -85,14 +103,20 @@ def read_metrics(folder: Path) -> dict[str, Any]:
             f"Measure it first: python train.py --eval-only {folder}",
         )
     metrics = read_json(folder / METRICS)
+    test = metrics.get("test")
     for name in ("rows", "rows_generated", "fingerprint"):
-        if name not in metrics.get("test", {}):
+        if not isinstance(test, dict) or name not in test:
             raise UserError(f"{folder / METRICS} lacks {name!r} of the test split", _again(folder))
-    of_metrics, of_split = metrics["test"]["fingerprint"], fingerprint(RunDirectory(folder).read_splits()["test"])
+    of_metrics, of_split = test["fingerprint"], fingerprint(RunDirectory(folder).read_splits()["test"])
     if of_metrics != of_split:
         raise UserError(
             f"{folder / METRICS} was measured on another test split ({of_metrics[:12]}) than the one in "
             f"{folder / 'splits'} ({of_split[:12]})",
+            _again(folder),
+        )
+    if metrics.get("adapter") and _adapter_of(folder) not in (None, metrics["adapter"]):
+        raise UserError(
+            f"{folder / METRICS} was measured with other weights than those in {folder / ADAPTER.parent}",
             _again(folder),
         )
     return metrics
@@ -107,7 +131,7 @@ def read_responses(folder: Path) -> list[dict[str, str]]:
     metrics, path = read_metrics(folder), folder / RESPONSES
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = list(CsvReader(file))
         found = Counter(row["id"] for row in rows)
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}", _again(folder)) from error
@@ -125,6 +149,8 @@ def read_responses(folder: Path) -> list[dict[str, str]]:
     ]
     if len(rows) != expected:
         problems.append(f"{len(rows)} rows, where the metrics were made of {expected}")
+    if not problems and metrics.get("replies", replies_fingerprint(rows)) != replies_fingerprint(rows):
+        problems.append("a reply has changed since")
     if problems:
         raise UserError(f"{path} cannot be what the metrics were made of: {'; '.join(problems)}", _again(folder))
     return rows
@@ -139,15 +165,14 @@ def fingerprint(conversations: Sequence) -> str:
     return hashlib.sha256("\n".join(c.id for c in conversations).encode()).hexdigest()
 
 
-def peak_memory() -> float:
-    """Largest memory so far in GiB: of the GPUs where there are any, else of this process."""
-    import resource
+def replies_fingerprint(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Hash of the replies and of what they answer; a spreadsheet that saved the table anew leaves it as it is."""
+    return hashlib.sha256(json.dumps([[row.get(name) for name in TOLD] for row in rows]).encode()).hexdigest()
 
-    import torch
 
-    if torch.cuda.is_available():
-        return round(max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+def _adapter_of(folder: Path) -> str | None:
+    """Checksum of a run's adapter; None where somebody has taken it away."""
+    return file_sha256(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
 
 
 def _metrics(config: RunConfig, outcome: Outcome) -> dict[str, Any]:

@@ -9,9 +9,20 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from bnft.errors import UserError
+from bnft.errors import Interrupted, UserError
 from bnft.world import World, any_over
+
+
+@contextmanager
+def interruption_told(message: str) -> Iterator[None]:
+    """Ctrl+C and SIGTERM end what is inside with this message, and with their exit status."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as stop:
+        raise Interrupted(getattr(stop, "exit_code", 128 + signal.SIGINT), message) from stop
 
 
 class Stops:

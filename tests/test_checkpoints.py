@@ -154,7 +154,7 @@ def test_of_one_without_a_manifest_the_adapter_is_compared(tmp_path, tiny_model,
 
 def keep(folder, state):
     """What the keeper makes of a resumed run's state."""
-    checkpoint_keeper({}, World()).on_train_begin(SimpleNamespace(output_dir=str(folder)), state, None)
+    checkpoint_keeper({}, World(), 3).on_train_begin(SimpleNamespace(output_dir=str(folder)), state, None)
     return state.best_model_checkpoint, state.best_metric
 
 
@@ -171,12 +171,34 @@ def test_a_best_checkpoint_that_cannot_be_used_is_the_best_no_more(tmp_path, cap
     state = TrainerState(global_step=20, best_global_step=10, best_metric=1.5, best_model_checkpoint=str(best))
     assert keep(tmp_path, state) == (None, None)
     assert "cannot be used" in capsys.readouterr().out
+    state.log_history = [{"step": 10, "eval_loss": 1.5}, {"step": 20, "eval_loss": 1.75}, {"step": 20, "loss": 1.0}]
+    state.best_global_step = 10
+    assert keep(tmp_path, state) == (str(tmp_path / "checkpoint-20"), 1.75)
+
+
+@pytest.mark.parametrize(
+    ("before", "saved", "best", "left"),
+    [
+        ([1, 2, 3], 4, 4, [2, 3, 4]),
+        ([1, 2, 3], 4, 1, [1, 3, 4]),  # the best stays, however old
+        ([1, 2, 8, 9], 3, 3, [1, 2, 3]),  # 8 and 9 were damaged, else the run had gone on from them
+        ([3], 4, None, [3, 4]),
+    ],
+)
+def test_of_the_checkpoints_those_of_the_last_steps_stay_whatever_the_clock_says(tmp_path, before, saved, best, left):
+    for number, step in enumerate([*before, saved]):
+        os.utime(checkpoint(tmp_path, step), (1000 - number * 60, 1000 - number * 60))  # each older than the one before
+    state = TrainerState(global_step=saved)
+    state.best_model_checkpoint = str(tmp_path / f"checkpoint-{best}") if best else None
+    keeper = checkpoint_keeper({}, World(), 3)
+    keeper.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in left]
 
 
 def test_a_sealed_checkpoint_holds_no_pickle_of_settings(tmp_path):
     made = checkpoint(tmp_path, 7, sealed=False)
     torch.save(SimpleNamespace(), made / "training_args.bin")
-    keeper = checkpoint_keeper({"seed": 1}, World())
+    keeper = checkpoint_keeper({"seed": 1}, World(), 3)
     keeper.on_save(SimpleNamespace(output_dir=str(tmp_path)), TrainerState(global_step=7), None)
     assert not fault_of(made)
     assert not (made / "training_args.bin").exists()

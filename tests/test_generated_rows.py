@@ -56,6 +56,12 @@ def test_a_row_made_under_other_settings_is_not_taken(tmp_path, changed, stays):
     assert sorted(found(tmp_path, **changed)) == stays
 
 
+def test_a_reply_that_is_not_as_it_was_written_is_not_taken(tmp_path):
+    path = keep(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8").replace("এক", "এত"), encoding="utf-8")
+    assert found(tmp_path) == {1: REPLIES[1], 2: REPLIES[2]}
+
+
 @pytest.mark.parametrize("cut", [1, 2, 30, 90])
 def test_a_torn_last_line_is_dropped_and_the_next_one_is_whole(tmp_path, cut):
     path = keep(tmp_path, (0, 1))

@@ -111,7 +111,7 @@ def test_a_damaged_gguf_file_leaves_nothing_behind(cache, tmp_path, content):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     assert "as GGUF" in refusal(path)
-    assert [entry for entry in cache.iterdir() if entry.suffix != ".lock"] == []
+    assert [entry for entry in cache.iterdir() if entry.name != ".lock"] == []
 
 
 def test_a_file_that_is_no_gguf(tmp_path):
@@ -171,13 +171,13 @@ def test_a_build_that_fails_leaves_no_folder_and_the_next_one_works(cache, monke
     monkeypatch.setattr(bnft.smoke_model, "make_tiny_llama", fails)
     with pytest.raises(OSError, match="No space"):
         find_model("smoke", announce=quiet)
-    assert [entry for entry in cache.iterdir() if entry.suffix != ".lock"] == []
+    assert [entry for entry in cache.iterdir() if entry.name != ".lock"] == []
 
     monkeypatch.setattr(bnft.smoke_model, "make_tiny_llama", make)
     said = []
     source = find_model("smoke", announce=said.append)
     assert said == [f"preparing the model once, into {source.base}"]
-    assert sorted(entry.name for entry in cache.iterdir()) == [Path(source.base).name, f"{Path(source.base).name}.lock"]
+    assert sorted(entry.name for entry in cache.iterdir()) == [".lock", Path(source.base).name]
 
     monkeypatch.setattr(bnft.smoke_model, "make_tiny_llama", fails)
     assert find_model("smoke", announce=said.append) == source
@@ -194,21 +194,36 @@ def test_who_waited_for_another_process_takes_what_that_one_built(cache, monkeyp
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(bnft.smoke_model, "make_tiny_llama", build)
-    first = find_model("smoke", announce=quiet)
-    shutil.rmtree(first.base)
-    cache.joinpath(f"{Path(first.base).name}.lock").touch()
-    with FileLock(str(cache / f"{Path(first.base).name}.lock")):
+    first = Path(find_model("smoke", announce=quiet).base)
+    with FileLock(str(cache / ".lock")):
+        first.rename(cache / "elsewhere")
         waiting = threading.Thread(target=find_model, args=("smoke", None, quiet))
         waiting.start()
-        Path(first.base).mkdir()  # the other process is ready
+        (cache / "elsewhere").rename(first)  # the other process is ready
     waiting.join(20)
     assert len(built) == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "gone"])
+def test_a_damaged_cached_model_is_named_and_made_again(cache, capsys, damage):
+    weights = Path(find_model("smoke", announce=quiet).base) / "model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "gone":
+        weights.unlink()
+    else:
+        flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+        weights.write_bytes({"flipped": flipped, "cut": whole[:-9], "emptied": b""}[damage])
+    capsys.readouterr()
+    find_model("smoke", announce=quiet)
+    assert "are damaged" in (told := capsys.readouterr().out)
+    assert "model.safetensors" in told
+    assert weights.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BNFT_CACHE", str(tmp_path / "file"))
-    assert "cannot write the model cache" in refusal("smoke")
+    assert "cannot write the cache of models" in refusal("smoke")
 
 
 @pytest.mark.slow
@@ -217,7 +232,7 @@ def test_a_damaged_embedded_model_is_refused(cache, monkeypatch):
 
     monkeypatch.setattr(package, "EXPECTED_SHA256", "0" * 64)
     assert "the embedded model is damaged: sha256 " in refusal("embedded")
-    assert [entry for entry in cache.iterdir() if entry.suffix != ".lock"] == []
+    assert [entry for entry in cache.iterdir() if entry.name != ".lock"] == []
 
 
 def test_the_embedded_models_licence_is_told_and_kept(embedded):

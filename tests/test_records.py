@@ -14,19 +14,12 @@ import pytest
 from bnft.config import REPOSITORY
 from bnft.data import SPLITS
 from bnft.errors import UserError
-from bnft.records import (
-    EXPERIMENTS,
-    RunDirectory,
-    append_experiment,
-    environment,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from bnft.records import EXPERIMENTS, RunDirectory, append_experiment, environment, read_json
+from bnft.whole_files import write_atomically, write_json
 
 
-def python(code, *arguments):
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=REPOSITORY)
+def python(code, *arguments, **pipes):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=REPOSITORY, **pipes)
 
 
 # Whole or not at all
@@ -45,12 +38,28 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path, moment):
     path = tmp_path / "metrics.json"
     write_atomically(path, "old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from bnft.records import write_atomically\n"
+        "import os, signal, sys; from pathlib import Path; from bnft.whole_files import write_atomically\n"
         f"os.{moment} = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomically(Path(sys.argv[1]), 'new' * 100_000)"
     )
     assert python(code, path).wait(60) == -signal.SIGKILL
     assert path.read_text() == "old"
+    write_atomically(path, "newer")
+    assert path.read_text() == "newer"
+    assert list(tmp_path.iterdir()) == [path], "what the killed one left is still there"
+
+
+def test_four_that_write_one_file_at_once_leave_one_of_theirs_whole(tmp_path):
+    path = tmp_path / "metrics.json"
+    code = (
+        "import sys; from pathlib import Path; from bnft.whole_files import write_atomically\n"
+        "for i in range(50): write_atomically(Path(sys.argv[1]), sys.argv[2] * (1000 + i))"
+    )
+    writers = [python(code, path, letter) for letter in "abcd"]
+    assert [writer.wait(120) for writer in writers] == [0] * 4
+    assert len(set(path.read_text())) == 1
+    assert len(path.read_text()) == 1049
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_error_in_the_middle_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -182,6 +191,7 @@ def test_splits_come_back_as_they_were(tmp_path, conversations):
 def test_a_damaged_or_missing_split_file(tmp_path, conversations, line):
     run = RunDirectory.create(tmp_path, "a")
     run.write_splits(dict.fromkeys(SPLITS, conversations))
+    run.path("splits", "manifest.json").unlink()  # a run of an earlier version has none
     path = run.path("splits", "validation.jsonl")
     if line is None:
         path.unlink()
@@ -189,6 +199,74 @@ def test_a_damaged_or_missing_split_file(tmp_path, conversations, line):
         path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"validation\.jsonl is missing or damaged"):
         run.read_splits()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "emptied", "gone", "another's"])
+def test_a_split_file_that_is_not_as_it_was_written_is_named(tmp_path, conversations, damage):
+    run = RunDirectory.create(tmp_path, "a")
+    run.write_splits({"train": conversations[2:], "validation": conversations[:1], "test": conversations[1:2]})
+    path = run.path("splits", "test.jsonl")
+    whole = path.read_bytes()
+    other = run.path("splits", "validation.jsonl").read_bytes()
+    flipped = whole.replace("আজ".encode(), "আঝ".encode(), 1)  # still a conversation, still its id
+    contents = {"flipped": flipped, "cut": whole[: len(whole) // 2], "emptied": b"", "another's": other}
+    if damage == "gone":
+        path.unlink()
+    else:
+        assert contents[damage] != whole
+        path.write_bytes(contents[damage])
+    with pytest.raises(UserError, match=r"is not as it was written: .*test\.jsonl"):
+        run.read_splits()
+
+
+# Two at once, and what a kill leaves
+
+
+def test_of_two_processes_one_works_in_a_run(tmp_path):
+    run = RunDirectory.create(tmp_path, "a")
+    code = (
+        "import sys; from bnft.records import RunDirectory; from pathlib import Path\n"
+        "with RunDirectory(Path(sys.argv[1])).held():\n    print('held', flush=True); sys.stdin.read()"
+    )
+    other = python(code, run.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline().strip() == b"held"
+    with pytest.raises(UserError, match="another process is at work"), run.held():
+        pass
+    other.kill()
+    other.wait(60)
+    with run.held():  # the lock has died with its process
+        pass
+    assert list(run.folder.iterdir()) == []
+
+
+def test_runs_that_start_in_the_same_second_get_names_of_their_own(tmp_path):
+    code = (
+        "import sys; from bnft.records import RunDirectory\n"
+        "print(RunDirectory.create(sys.argv[1], 'smoke-2026', numbered=True).folder.name)"
+    )
+    started = [python(code, tmp_path, stdout=subprocess.PIPE) for _ in range(4)]
+    names = sorted(process.communicate(timeout=120)[0].decode().strip() for process in started)
+    assert names == ["smoke-2026", "smoke-2026-2", "smoke-2026-3", "smoke-2026-4"]
+
+
+@pytest.mark.parametrize(
+    ("left", "taken"),
+    [
+        ([], True),
+        (["run.json", ".config.yaml.part"], True),
+        (["config.yaml", "run.json"], False),
+        (["notes.txt"], False),  # somebody's own folder
+    ],
+)
+def test_a_folder_of_a_run_that_was_killed_at_its_very_start_is_taken_again(tmp_path, left, taken):
+    (tmp_path / "a").mkdir()
+    for name in left:
+        (tmp_path / "a" / name).touch()
+    if taken:
+        assert RunDirectory.create(tmp_path, "a").folder == tmp_path / "a"
+    else:
+        with pytest.raises(UserError, match="exists already"):
+            RunDirectory.create(tmp_path, "a")
 
 
 # The log of experiments
@@ -246,3 +324,21 @@ def test_nothing_secret_and_no_name_of_host_or_user_is_recorded(monkeypatch):
         assert value not in text
     assert set(recorded) == {"python", "system", "cpu_cores", "versions", "git_commit"}
     assert recorded["versions"]["torch"]
+
+
+def test_a_run_that_is_measured_again_has_one_line(tmp_path):
+    row = {"run": "এক", "started": "2026-01-01T00:00:00+00:00"}
+    append_experiment(tmp_path, row | {"loss": 1})
+    append_experiment(tmp_path, {"run": "এক", "started": "2027-01-01T00:00:00+00:00"})  # another of that name
+    append_experiment(tmp_path, row | {"loss": 2})
+    told = [(line["started"][:4], line["loss"]) for line in rows_of(tmp_path / EXPERIMENTS)]
+    assert told == [("2027", ""), ("2026", "2")]
+
+
+def test_a_log_that_is_no_table_is_put_aside(tmp_path, capsys):
+    damage = b"run\n\xff\n"
+    (tmp_path / EXPERIMENTS).write_bytes(damage)
+    append_experiment(tmp_path, {"run": "এক"})
+    assert (tmp_path / f"{EXPERIMENTS}.damaged").read_bytes() == damage
+    assert "cannot be read" in capsys.readouterr().out
+    assert rows_of(tmp_path / EXPERIMENTS) == [{"run": "এক"}]

@@ -167,15 +167,17 @@ def test_rows_of_which_no_reply_fits_are_an_error_and_leave_nothing(cache, tiny_
     assert not cache.exists() or not entries(cache)
 
 
-def test_the_last_used_entries_are_kept_and_what_a_dead_build_left_goes(cache, tiny_tokenizer, many):
-    for number in range(KEPT + 2):
+@pytest.mark.parametrize("there", [KEPT // 2, KEPT + 2])
+def test_the_last_used_entries_are_kept_and_what_a_dead_build_left_goes(cache, tiny_tokenizer, many, there):
+    for number in range(there):
         old = cache / f"{number:032x}"
         old.mkdir(parents=True)
         os.utime(old, (number, number))
     (cache / ".0.part").mkdir()
     tokenised(many, tiny_tokenizer, SYSTEM, LIMIT, "train")
     new = key_of(many, tiny_tokenizer, SYSTEM, LIMIT)
-    assert entries(cache) == sorted([new, *(f"{number:032x}" for number in range(3, KEPT + 2))])
+    kept = range(max(0, there - KEPT + 1), there)
+    assert entries(cache) == sorted([new, *(f"{number:032x}" for number in kept)])
     os.utime(cache / new, (0, 0))
     tokenised(many, tiny_tokenizer, SYSTEM, LIMIT, "train")
     assert (cache / new).stat().st_mtime > 100, "a used entry must count as new"

@@ -15,7 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import train
+from bnft.config import resolve
 from bnft.manifest import read_facts, seal
+from bnft.rating_summary import record_summary
+from tests.test_rating_summary import rate_all
 
 ROOT = Path(train.__file__).parent
 FLOAT = ["--model.load_in_4bit", "false"]
@@ -83,8 +86,13 @@ def test_the_numbers_agree_between_the_records(run):
         assert score["n"] in (4, metrics["test"]["rows"])
 
 
-def test_evaluating_again_gives_the_same_numbers(run):
+def test_evaluating_again_gives_the_same_numbers_and_keeps_what_people_said(run, tmp_path):
+    run = Path(shutil.copytree(run, tmp_path / "one"))
+    config, _ = resolve(str(run / "config.yaml"), {})
+    rate_all(run, ["রিনা"], 2)
+    record_summary(run, config.eval.bootstrap, config.seed)
     before = json.loads((run / "metrics.json").read_text())
+    assert before["human"]["ratings"] == 2
     kept = {path.name: path.read_bytes() for path in (run / "generated").iterdir()}
     assert sorted(kept) == ["base.jsonl", "tuned.jsonl"]
     assert train.main(["--eval-only", str(run)]) == 0
@@ -266,6 +274,8 @@ def test_a_run_that_was_killed_again_and_again_ends_as_an_uninterrupted_one_bit_
     assert losses == expected_losses
     assert [line["step"] for line in losses if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert adapter == expected_adapter
+    assert train.main(resume) == 0
+    assert curve(run) == curve(tmp_path / "whole"), "a run that was done took a step more"
 
 
 @pytest.mark.parametrize(
@@ -285,6 +295,41 @@ def test_a_checkpoint_of_another_model_is_refused(capsys, run, tmp_path, other_m
     message = fails(capsys, "--resume", str(copy))
     assert "is of another run" in message
     assert told in message
+
+
+@pytest.mark.parametrize(
+    ("damaged", "how"),
+    [
+        ("lora_model/adapter_model.safetensors", "--eval-only"),
+        ("splits/test.jsonl", "--eval-only"),
+        ("splits/train.jsonl", "--resume"),
+        ("run.json", "--resume"),
+        ("config.yaml", "--eval-only"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["flipped", "emptied"])
+def test_what_is_not_as_it_was_written_is_named_and_refused(capsys, run, tmp_path, damaged, how, damage):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    content = (copy / damaged).read_bytes()
+    flipped = bytes([content[0] ^ 128, *content[1:]])
+    (copy / damaged).write_bytes(flipped if damage == "flipped" else b"")
+    message = fails(capsys, how, str(copy))
+    assert Path(damaged).name in message
+    assert (copy / "metrics.json").read_bytes() == (run / "metrics.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_data_was_split_goes_on(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for name in ("checkpoints", "lora_model", "generated"):
+        shutil.rmtree(copy / name)
+    (copy / "splits" / "manifest.json").unlink()  # written last
+    (copy / "splits" / "test.jsonl").write_text("{")
+    assert train.main(["--resume", str(copy)]) == 0
+    assert "splitting the data again" in capsys.readouterr().out
+    assert curve(copy) == curve(run)
 
 
 class Program:
