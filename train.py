@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from bnft.config import recipe_names, resolve
+from bnft.config import check_values, recipe_names, resolve
 from bnft.errors import UserError, run_command
 from bnft.flags import Arguments, Parser, add_setting_flags, parse
 from bnft.launch import follow_launcher, launch_training
@@ -35,8 +35,8 @@ CHANGEABLE = ("train.parallel", "train.max_steps", "train.max_minutes", "train.r
 
 def build_parser() -> Parser:
     parser = Parser(prog="train.py", description=__doc__)
-    names = ", ".join(recipe_names())
-    parser.add_argument("--recipe", metavar="NAME|FILE", help=f"{names}, or a YAML file [what fits this machine]")
+    known = f"{', '.join(recipe_names())}, or a YAML file [what fits this machine]"
+    parser.add_argument("--recipe", metavar="NAME|FILE", help=known)
     parser.add_argument("--output-dir", default="outputs", help="folder of all runs [outputs]")
     parser.add_argument("--run-name", help="name of this run's folder [recipe and time]")
     parser.add_argument("--plan", action="store_true", help="print what would happen, and stop")
@@ -48,10 +48,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def read_settings(arguments: Arguments, gpus: list) -> tuple[RunConfig, dict[str, str], str, str]:
+def read_settings(arguments: Arguments) -> tuple[RunConfig, dict[str, str], str, str]:
     """The settings, their sources, the recipe's name and why it was taken."""
-    from bnft.plan import choose_recipe
-
     run = arguments.own.resume or arguments.own.eval_only
     if run:
         from bnft.records import RunDirectory
@@ -64,8 +62,17 @@ def read_settings(arguments: Arguments, gpus: list) -> tuple[RunConfig, dict[str
             )
         config, sources = resolve(str(RunDirectory.open(run).folder / "config.yaml"), arguments.settings)
         return config, sources, "config", "the run's own"
-    recipe, reason = (arguments.own.recipe, "as set") if arguments.own.recipe else choose_recipe(gpus)
+    from bnft.corpus_files import find_file, is_hub_id
+
+    recipe, reason = arguments.own.recipe, "as set"
+    if not recipe:
+        check_values(arguments.settings)  # before PyTorch, which knows the GPUs, is imported for seconds
+        from bnft.plan import choose_recipe, find_gpus
+
+        recipe, reason = choose_recipe(find_gpus())
     config, sources = resolve(recipe, arguments.settings)
+    if not is_hub_id(config.data.path):
+        find_file(config.data.path)
     return config, sources, recipe, reason
 
 
@@ -81,13 +88,13 @@ def run(argv: list[str] | None) -> int:
 
 def start(arguments: Arguments, world: World) -> Pipeline | int | None:
     """Trains in this process, and returns what is to be finished; or how many processes have to be started instead."""
+    own, (config, sources, recipe, reason) = arguments.own, read_settings(arguments)
     from bnft.device_maps import check_own_gpu, training_fits
     from bnft.placement import choose_placement
     from bnft.plan import check_tracker, find_gpus
     from bnft.strategies import check_strategy, choose_strategy
 
-    own, gpus = arguments.own, find_gpus()
-    config, sources, recipe, reason = read_settings(arguments, gpus)
+    gpus = find_gpus()
     check_strategy(config.train.strategy)
     check_tracker(config)
     placement = choose_placement(config, gpus, world, training_fits(config), training=not own.eval_only)

@@ -2,7 +2,7 @@
 
     facts = read_facts(json.loads(Path("config.json").read_text()))
     method = Method.of(config, "float16")
-    if fits_one_gpu(facts, method, free_bytes, longest_row):
+    if fits(facts, method, "single", [free_bytes], longest_row):
         tokens = token_budget(memory_of(facts, method), free_bytes, longest_row, rows, all_tokens)
 
 Peaks are what PyTorch's allocator has given out (`max_memory_allocated`). Knows nothing about GPUs' names, files, time
@@ -266,11 +266,6 @@ def fits(facts: ModelFacts, method: Method, way: str, free: Sequence[int], longe
     """Whether a pass with the longest row alone fits into the GPUs' free bytes, placed in this way."""
     parts = memories(facts, method, way, len(free))
     return all(part.peak(longest) <= usable(size) for part, size in zip(parts, free, strict=True))
-
-
-def fits_one_gpu(facts: ModelFacts, method: Method, free: int, longest: int) -> bool:
-    """Whether a GPU with so many free bytes is enough."""
-    return fits(facts, method, "single", [free], longest)
 
 
 def token_budget(memory: Memory, free: int, longest: int, rows: int, most: int) -> int:

@@ -8,8 +8,6 @@ Knows nothing about losses, optimizers or where rows come from.
 
 from __future__ import annotations
 
-import heapq
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Protocol
@@ -223,41 +221,3 @@ def _shortened(row: Mapping, tokens: int = 24) -> dict:
     """The row up to its first few reply tokens."""
     first = next(i for i, label in enumerate(row["labels"]) if label != IGNORED)
     return {name: row[name][max(0, first - tokens) : first + tokens] for name in ("input_ids", "labels")}
-
-
-def shares(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Indices of rows in `count` parts with about equally many tokens: the longest row first, to the smallest part.
-
-    Longest processing time first, R. L. Graham, "Bounds on Multiprocessing Timing Anomalies", 1969.
-    """
-    parts: list[list[int]] = [[] for _ in range(count)]
-    sizes = [(0, part) for part in range(count)]
-    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        size, part = heapq.heappop(sizes)
-        parts[part].append(row)
-        heapq.heappush(sizes, (size + lengths[row], part))
-    return parts
-
-
-def micro_batches(lengths: Sequence[int], tokens: float, rows: int, padded: bool) -> list[list[int]]:
-    """Indices of rows in as few passes as the bounds allow; a longer row gets a pass of its own.
-
-    Args:
-        tokens: most tokens of a pass, filling included.
-        rows: most rows of a pass.
-    """
-    if padded:
-        parts: list[list[int]] = []
-        for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            width = lengths[parts[-1][0]] if parts else 0
-            if parts and len(parts[-1]) < rows and width * (len(parts[-1]) + 1) <= tokens:
-                parts[-1].append(row)
-            else:
-                parts.append([row])
-        return parts
-    least = max(1, math.ceil(len(lengths) / rows), math.ceil(sum(lengths) / tokens) if lengths else 0)
-    for count in range(least, len(lengths)):
-        parts = shares(lengths, count)
-        if all(len(part) <= rows and (len(part) == 1 or sum(lengths[i] for i in part) <= tokens) for part in parts):
-            return parts
-    return [[row] for row in range(len(lengths))]

@@ -19,17 +19,18 @@ from typing import Any
 from bnft.config import cache_dir
 from bnft.data import ProcessedData
 from bnft.device_maps import model_facts, quiet
+from bnft.errors import UserError
 from bnft.memory_plan import GIB, Memory, Method, ModelFacts, memories, token_budget
 from bnft.models import ModelSource, find_model, load_tokenizer, resolve_dtype
-from bnft.packing import micro_batches, shares
 from bnft.placement import Placement, step_rows
 from bnft.plan import RunPlan, check_fits, describe, disk_bytes, host_bytes, optimizer_steps
-from bnft.records import cpu_cores, read_json, write_json
+from bnft.records import cpu_cores, read_json
 from bnft.settings import RunConfig
 from bnft.speed_plan import Speeds, Work, estimate_speeds, seconds_of
+from bnft.steps import StepSampler, micro_batches, shares
 from bnft.strategies import why_not_unsloth
 from bnft.token_cache import tokenised
-from bnft.trainer import StepSampler
+from bnft.whole_files import write_json
 
 SHORTEST = 64  # tokens; with conversations of that length a model can be tried before its tokenizer is here
 TOKENIZER_FILES = 20 * 2**20  # where it is on the Hub still: Llama's
@@ -216,8 +217,11 @@ def _speeds_file(config: RunConfig, placement: Placement) -> Path:
 
 def known_speeds(config: RunConfig, placement: Placement) -> Speeds | None:
     """What `--calibrate` measured with one process under the same settings on such a machine."""
-    file = _speeds_file(config, placement)
-    return Speeds(**read_json(file)).with_processes(placement.processes) if file.is_file() else None
+    try:
+        measured_once = Speeds(**read_json(_speeds_file(config, placement)))
+    except (UserError, TypeError):  # never measured, or damaged: they can be estimated
+        return None
+    return measured_once.with_processes(placement.processes)
 
 
 def remember_speeds(config: RunConfig, placement: Placement, speeds: Speeds) -> None:

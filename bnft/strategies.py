@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from bnft.config import cache_dir, default_environment
 from bnft.device_maps import device_map
 from bnft.errors import UserError
+from bnft.model_code import refuse_code_of
 from bnft.models import ModelSource, hub_errors, load_model, load_tokenizer, resolve_dtype
-from bnft.settings import RunConfig
+from bnft.settings import LoraSettings, RunConfig
 from bnft.world import current_world
 
 if TYPE_CHECKING:
@@ -67,27 +68,19 @@ class PeftStrategy(FineTuningStrategy):
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_("lora_" in name)
         else:
-            lora = config.lora
             torch.manual_seed(config.seed)
             model.requires_grad_(False)
             try:
                 model = get_peft_model(
                     model,
-                    LoraConfig(
-                        r=lora.r,
-                        lora_alpha=lora.alpha,
-                        lora_dropout=lora.dropout,
-                        bias=lora.bias,
-                        target_modules=list(lora.target_modules),
-                        use_rslora=lora.use_rslora,
-                        task_type=TaskType.CAUSAL_LM,
-                    ),
+                    LoraConfig(**_adapter_of(config.lora), task_type=TaskType.CAUSAL_LM),
                     # fp16's gradient scaler refuses bfloat16 gradients, which a bfloat16 checkpoint would give
                     autocast_adapter_dtype=True,
                 )
             except ValueError as error:
+                wanted = list(config.lora.target_modules)
                 raise UserError(
-                    f"no adapter fits lora.target_modules {list(lora.target_modules)} on {source.name!r}: {error}",
+                    f"no adapter fits lora.target_modules {wanted} on {source.name!r}: {error}",
                     "Name layers that this model has.",
                 ) from error
         # Gradient checkpointing drops the graph of a frozen embedding unless its output asks for gradients.
@@ -98,6 +91,18 @@ class PeftStrategy(FineTuningStrategy):
 
             shard(model, current_world())
         return Trainable(model, load_tokenizer(source))
+
+
+def _adapter_of(lora: LoraSettings) -> dict:
+    """The adapter in PEFT's words, which Unsloth takes too."""
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "bias": lora.bias,
+        "target_modules": list(lora.target_modules),
+        "use_rslora": lora.use_rslora,
+    }
 
 
 class UnslothStrategy(FineTuningStrategy):
@@ -129,6 +134,7 @@ class UnslothStrategy(FineTuningStrategy):
         how = config.train.gradient_checkpointing
         checkpointing = {"unsloth": "unsloth", "torch": True, "none": False}[how]
         with hub_errors(source.adapter or source.base):
+            refuse_code_of(source.base, source.revision)
             model, _ = fast.from_pretrained(
                 model_name=source.adapter or source.base,
                 revision=None if source.adapter else source.revision,
@@ -142,15 +148,9 @@ class UnslothStrategy(FineTuningStrategy):
                 trust_remote_code=False,
             )
         if not source.adapter:
-            lora = config.lora
             model = fast.get_peft_model(
                 model,
-                r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
-                bias=lora.bias,
-                target_modules=list(lora.target_modules),
-                use_rslora=lora.use_rslora,
+                **_adapter_of(config.lora),
                 use_gradient_checkpointing=checkpointing,
                 random_state=config.seed,
             )
@@ -159,7 +159,6 @@ class UnslothStrategy(FineTuningStrategy):
 
 
 def _unsloth():
-    default_environment("UNSLOTH_DISABLE_STATISTICS", "1")  # or it calls home at its import
     default_environment("UNSLOTH_COMPILE_LOCATION", str(cache_dir() / "unsloth"))
     import unsloth
 

@@ -8,41 +8,21 @@ Knows nothing about settings files, stops or saving.
 
 from __future__ import annotations
 
-import math
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from trl import SFTTrainer
 
 from bnft.errors import UserError
-from bnft.packing import Packer, micro_batches, shares
+from bnft.packing import Packer
 from bnft.prompts import IGNORED
 from bnft.reply_loss import reply_log_likelihoods
 from bnft.sharding import even_out, is_sharded
+from bnft.steps import StepSampler, micro_batches, shares
 from bnft.world import World, any_over, sum_over
-
-
-class StepSampler(BatchSampler):
-    """The rows of each optimizer step, shuffled by seed and epoch alone, so that a resumed run goes on with its own."""
-
-    def __init__(self, rows: int, size: int, seed: int):
-        self.rows, self.size, self.seed, self.epoch = rows, size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self.rows / self.size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.rows))
-        random.Random(f"{self.seed}-{self.epoch}").shuffle(order)
-        for start in range(0, self.rows, self.size):
-            yield order[start : start + self.size]
 
 
 class _StepLoader(DataLoader):
@@ -81,6 +61,11 @@ class StepTrainer(SFTTrainer):
         super().__init__(data_collator=_as_rows, **kwargs)
         for parameter, values in trained:  # TRL makes them bfloat16 over 4-bit weights: fp16's scaler refuses that
             parameter.data = values.float()
+
+    def _run_epoch(self, **kwargs) -> None:
+        # transformers would take one step more with a run that is resumed after its last one
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         sampler = StepSampler(len(self.train_dataset), self.step_rows, self.args.seed)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bnft.checkpoints import check_belongs, checkpoint_keeper, facts_of, only_numbers_of
 from bnft.errors import Interrupted
+from bnft.manifest import seal
 from bnft.models import ADAPTER_NOTES, OWN_MODELS, adapter_base, find_model
 from bnft.settings import RunConfig
 from bnft.stops import Stops
@@ -119,7 +120,7 @@ class LLAMAFineTuner:
         if resume_from:
             check_belongs(Path(resume_from), facts)
         stops = Stops(self.config.train.max_minutes, self.world)
-        keeper = checkpoint_keeper(facts, self.world)
+        keeper = checkpoint_keeper(facts, self.world, self.config.train.keep_checkpoints)
         trainer = self._trainer(datasets, folder / "checkpoints", [stops.callback(), keeper])
         started = time.monotonic()
         with stops.listening(), only_numbers_of(resume_from):
@@ -163,6 +164,7 @@ class LLAMAFineTuner:
             "generation": self.config.generation.model_dump(),
         }
         (scratch / ADAPTER_NOTES).write_text(json.dumps(notes, ensure_ascii=False, indent=2), encoding="utf-8")
+        seal(scratch, {})
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
 
@@ -251,7 +253,6 @@ class LLAMAFineTuner:
             eval_steps=train.eval_steps,
             save_strategy="steps",
             save_steps=train.save_steps,
-            save_total_limit=train.keep_checkpoints,
             load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
             greater_is_better=False,

@@ -10,7 +10,6 @@ from bnft.memory_plan import (
     Method,
     adapter_parameters,
     fits,
-    fits_one_gpu,
     memories,
     memory_of,
     read_facts,
@@ -122,7 +121,7 @@ HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 512}
 
 
 @pytest.mark.parametrize(
-    ("method", "gib", "longest", "fits"),
+    ("method", "gib", "longest", "enough"),
     [
         (QLORA, 14.74, 2020, True),  # the recipe on a T4
         (QLORA, 6.0, 2020, False),
@@ -131,8 +130,8 @@ HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 512}
         (replace(QLORA, checkpointing="none"), 14.74, 2020, False),
     ],
 )
-def test_what_fits_one_gpu(method, gib, longest, fits):
-    assert fits_one_gpu(FACTS, method, int(gib * GIB), longest) is fits
+def test_what_fits_one_gpu(method, gib, longest, enough):
+    assert fits(FACTS, method, "single", [int(gib * GIB)], longest) is enough
 
 
 def test_sixteen_bit_layers_over_two_t4s_fit():

@@ -1,14 +1,12 @@
 """Packed rows give what the rows by themselves give: hidden states, losses and gradients, to the last digits."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from bnft.packing import AttentionPackedRows, Layout, PaddedRows, _attention, difference, micro_batches, shares
+from bnft.packing import AttentionPackedRows, Layout, PaddedRows, _attention, difference
 from bnft.prompts import IGNORED
 from bnft.reply_loss import reply_log_likelihoods
 
@@ -24,26 +22,6 @@ def rows_of(lengths, vocabulary, seed=0):
     return rows
 
 
-def gemma(window=8):
-    """A tiny Gemma 3, whose layers see the last `window` tokens alone, but for every second one."""
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=window,
-        layer_types=["sliding_attention", "full_attention"],
-        query_pre_attn_scalar=8,
-    )
-    return Gemma3ForCausalLM(config).eval()
-
-
 def with_adapter(model):
     from peft import LoraConfig, get_peft_model
 
@@ -56,9 +34,9 @@ def with_adapter(model):
     return model
 
 
-@pytest.fixture(params=["llama", "gemma"])
-def adapted(request, tiny_model):
-    return with_adapter(tiny_model.float() if request.param == "llama" else gemma())
+@pytest.fixture(params=["model", "gemma"], ids=["llama", "gemma"])
+def adapted(request):
+    return with_adapter(request.getfixturevalue(f"tiny_{request.param}"))
 
 
 def vocabulary_of(model):
@@ -161,27 +139,3 @@ def test_attention_is_that_of_a_block_mask(window):
     expected = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ value.repeat_interleave(2, 1)
     given_out = _attention(query, key, value, Layout.of(lengths, "cpu"), window=window)
     torch.testing.assert_close(given_out, expected.transpose(1, 2))
-
-
-@given(st.lists(st.integers(1, 2020), max_size=40), st.integers(1, 8))
-def test_shares_hold_every_row_once_and_are_balanced(lengths, count):
-    parts = shares(lengths, count)
-    assert len(parts) == count
-    assert sorted(itertools.chain(*parts)) == list(range(len(lengths)))
-    sizes = [sum(lengths[i] for i in part) for part in parts]
-    assert max(sizes) - min(sizes) <= max(lengths, default=0)  # Graham's bound
-
-
-@given(st.lists(st.integers(1, 2020), max_size=40), st.integers(1, 9000), st.integers(1, 16), st.booleans())
-def test_passes_hold_every_row_once_within_their_bounds(lengths, tokens, rows, padded):
-    parts = micro_batches(lengths, tokens, rows, padded)
-    assert sorted(itertools.chain(*parts)) == list(range(len(lengths)))
-    for part in parts:
-        cost = max(lengths[i] for i in part) * len(part) if padded else sum(lengths[i] for i in part)
-        assert len(part) == 1 or (len(part) <= rows and cost <= tokens)
-
-
-def test_one_pass_where_everything_fits():
-    assert len(micro_batches([300] * 16, 4800, 16, padded=False)) == 1
-    assert len(micro_batches([300] * 16, 4799, 16, padded=False)) == 2
-    assert [len(part) for part in micro_batches([9, 1, 9, 1], 18, 16, padded=True)] == [2, 2]

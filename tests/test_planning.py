@@ -67,7 +67,7 @@ def test_two_processes_share_the_rows(smoke, splits):
     assert plan.tokens == make_plan(smoke, ON_CPU, splits, []).tokens
 
 
-def test_measured_speeds_are_taken_where_nothing_that_decides_them_changed(smoke, splits):
+def test_measured_speeds_are_taken_where_nothing_that_decides_them_changed(smoke, splits, tmp_path):
     remember_speeds(smoke, ON_CPU, Speeds(100.0, 200.0, 0.5, "measured", host=3 * GIB))
     plan = make_plan(smoke, ON_CPU, splits, [])
     assert plan.seconds["training"] >= plan.tokens / 100
@@ -76,6 +76,9 @@ def test_measured_speeds_are_taken_where_nothing_that_decides_them_changed(smoke
     assert known_speeds(smoke.replace("lora.r", 8), ON_CPU) is None
     two = known_speeds(smoke, dataclasses.replace(ON_CPU, way="ddp", processes=2))
     assert two.training == pytest.approx(192)
+    for file in (tmp_path / "speeds").iterdir():
+        file.write_text("{")
+    assert known_speeds(smoke, ON_CPU) is None
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from bnft.config import resolve
 from bnft.errors import UserError
-from bnft.trainer import StepSampler
 from bnft.training import LLAMAFineTuner
 
 
@@ -98,18 +97,6 @@ def test_the_gradients_of_a_pass_that_failed_halfway_are_thrown_away(usual, conv
     result, weights = trained(conversations, tmp_path, hook)
     assert len(result.halved) == 1
     assert_same(usual, (result, weights))
-
-
-def test_the_order_is_the_seeds_and_the_epochs():
-    sampler = StepSampler(10, 4, seed=1)
-    first = list(sampler)
-    assert [len(step) for step in first] == [4, 4, 2]
-    assert len(sampler) == 3
-    assert sorted(i for step in first for i in step) == list(range(10))
-    assert list(StepSampler(10, 4, seed=1)) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(StepSampler(10, 4, seed=2)) != first
 
 
 def test_the_reported_loss_is_the_mean_over_the_steps_reply_tokens(tiny, conversations, tmp_path):
