@@ -58,8 +58,12 @@ def _mend_mojibake(text: str) -> str:
 
 
 _LINE_END = regex.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-# Control, format (zero-width space, soft hyphen, byte-order mark, bidi marks), private-use and lone surrogates.
-_JUNK = regex.compile(r"(?V1)[[\p{Cc}\p{Cf}\p{Co}\p{Cs}\uFFFE\uFFFF]--[\t\n\u200C\u200D]]")
+# Control, format (zero-width space, soft hyphen, byte-order mark, bidi marks), private-use and lone surrogates; but
+# not the tags that make England's flag, or Scotland's, of a black one.
+_JUNK = regex.compile(
+    r"(?V1)\U0001F3F4[\U000E0030-\U000E007A]{1,6}\U000E007F(*SKIP)(*FAIL)"
+    r"|[[\p{Cc}\p{Cf}\p{Co}\p{Cs}\uFFFE\uFFFF]--[\t\n\u200C\u200D]]"
+)
 # A joiner means something between Bengali signs (র‍্যাব), after a hasanta (the old spelling of ৎ) and inside emoji.
 _STRAY_JOINER = regex.compile(
     r"(?!(?<=\p{Bengali})[\u200C\u200D](?=\p{Bengali}))(?<!\u09CD)"
@@ -87,10 +91,10 @@ def _join_lines(text: str) -> str:
 REPAIRS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("mojibake", _mend_mojibake),
     ("control_characters", lambda text: _JUNK.sub("", _LINE_END.sub("\n", text))),
-    ("stray_joiners", lambda text: _STRAY_JOINER.sub("", text)),
-    ("odd_spaces", lambda text: _ODD_SPACE.sub(" ", text)),
     # U+09F7 is a currency numerator that no one writes today; keyboards put it where a danda belongs.
     ("currency_sign_as_danda", lambda text: text.replace("\u09f7", "\u0964")),
+    ("stray_joiners", lambda text: _STRAY_JOINER.sub("", text)),
+    ("odd_spaces", lambda text: _ODD_SPACE.sub(" ", text)),
     ("edge_spaces", str.strip),
     ("line_breaks", _join_lines),
     ("doubled_spaces", lambda text: regex.sub(" {2,}", " ", text)),

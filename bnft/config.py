@@ -6,6 +6,7 @@ through `RunConfig.replace`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterator
@@ -20,12 +21,32 @@ from bnft.settings import DEFAULTS, FIELD_NAMES, RunConfig, assign
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = REPOSITORY / "recipes"
+_HELP = "Every setting with its meaning: python train.py --help"
+
+# Libraries that report on their users read these when they are imported; the package imports this room before any.
+for _name, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL's trainer sends some, too
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 
 def cache_dir() -> Path:
     """Where converted models are kept: `BNFT_CACHE`, or `bnft` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("BNFT_CACHE") or Path(base) / "bnft").expanduser()
+
+
+def path_of(written: str | Path) -> Path:
+    """A path as people write it, `~` for their home folder; one that no file can have is refused."""
+    try:
+        path = Path(written).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no access; ~nobody; a NUL in it
+        raise UserError(f"{str(written)[:200]!r} is no path that can be used: {error}", "Give another one.") from error
+    return path
 
 
 def default_environment(name: str, value: str) -> None:
@@ -78,8 +99,22 @@ def resolve(recipe: str, flags: dict[str, Any]) -> tuple[RunConfig, dict[str, st
     except ValidationError as error:
         problems += [_describe(item) for item in error.errors()]
     if problems:
-        raise UserError("\n  ".join(problems), "Every setting with its meaning: python train.py --help")
+        raise UserError("\n  ".join(problems), _HELP)
     return config, sources
+
+
+def check_values(flags: dict[str, Any]) -> None:
+    """Refuses values that are wrong whatever the recipe says, as `resolve` will once there is one."""
+    given: dict[str, Any] = {}
+    for name, value in flags.items():
+        assign(given, name, _from_flag(name, value))
+    try:
+        RunConfig.model_validate(given)
+    except ValidationError as error:
+        # a "value_error" is about several settings, of which a recipe may change the others
+        problems = [_describe(item) for item in error.errors() if item["type"] != "value_error"]
+        if problems:
+            raise UserError("\n  ".join(problems), _HELP) from error
 
 
 def _from_flag(name: str, value: Any) -> Any:
@@ -94,8 +129,8 @@ def _from_flag(name: str, value: Any) -> Any:
 
 def _read_recipe(recipe: str) -> dict:
     path = RECIPES / f"{recipe}.yaml"
-    if not path.exists():
-        path = Path(recipe).expanduser()
+    if recipe not in recipe_names():
+        path = path_of(recipe)
     if not path.is_file():
         raise UserError(
             f"no recipe {recipe!r}{_nearest(recipe, recipe_names())}",
@@ -103,7 +138,8 @@ def _read_recipe(recipe: str) -> dict:
         )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML stumbles in its own ways over a 31st of February, an empty !!int, thousands of brackets
         raise UserError(f"recipe {path} is no valid YAML: {error}", "Compare it with recipes/laptop.yaml.") from error
     if not isinstance(tree, dict):
         raise UserError(f"recipe {path} holds no settings", "Compare it with recipes/laptop.yaml.")
@@ -136,7 +172,8 @@ def _describe(item: dict) -> str:
     # pydantic's location goes on into the members of a union, a field's name does not
     parts = [str(part) for part in item["loc"]]
     name = next((".".join(parts[:n]) for n in (1, 2) if ".".join(parts[:n]) in FIELD_NAMES), ".".join(parts))
-    return f"{name}: got {item['input']!r}: {message[0].lower()}{message[1:]}"
+    got = repr(item["input"])
+    return f"{name}: got {got[:200]}{'...' * (len(got) > 200)}: {message[0].lower()}{message[1:]}"
 
 
 def to_yaml(config: RunConfig, sources: dict[str, str]) -> str:

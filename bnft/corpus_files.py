@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnft.config import path_of
 from bnft.errors import UserError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "corpus.csv"
@@ -73,7 +74,7 @@ def is_hub_id(setting: str) -> bool:
     """`owner/name` is a Hub dataset unless it looks like, or lies in, something on disk."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", setting):
         return False
-    path = Path(setting)
+    path = path_of(setting)
     return not (path.exists() or path.parent.is_dir() or path.suffix.lower() in READERS)
 
 
@@ -83,13 +84,13 @@ def find_file(setting: str) -> Path:
     Raises:
         UserError: nothing there (with the nearest names), or a folder without exactly one data file.
     """
-    path = BUNDLED if setting == "bundled" else Path(setting).expanduser()
+    path = BUNDLED if setting == "bundled" else path_of(setting)
     if path.is_dir():
         return _only_file_in(path)
     if not path.is_file():
         # Kaggle's download is called "...Corpus .csv"; people type it with and without that space.
         stem = path.stem.rstrip()
-        twins = [path.with_name(f"{stem}{gap}{path.suffix}") for gap in ("", " ")] if path.stem else []
+        twins = [path.parent / f"{stem}{gap}{path.suffix}" for gap in ("", " ")]
         path = next((twin for twin in twins if twin.is_file()), path)
     if not path.is_file():
         raise UserError(f"there is no data file {path}", _names_nearby(path))
@@ -134,7 +135,7 @@ def decode(data: bytes, path: Path) -> str:
 
 def _read_csv(data: bytes, path: Path) -> Table:
     text = decode(data, path)
-    header = text.lstrip("\r\n").splitlines()[0]
+    header = next(iter(text.lstrip("\r\n").splitlines()), "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     # Not pandas: it turns an empty field, "NA" or "null" into NaN.
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -159,8 +160,8 @@ def _read_json(data: bytes, path: Path) -> Table:
 def _parse_json(text: str, where: str) -> object:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error.msg} at column {error.colno}", "Mend or remove it.") from error
+    except (ValueError, RecursionError) as error:  # the second: brackets in brackets in brackets
+        raise UserError(f"{where} is not JSON that can be read: {error}", "Mend or remove it.") from error
 
 
 def _table(records: list, path: Path) -> Table:
@@ -177,9 +178,9 @@ def _read_parquet(data: bytes, path: Path) -> Table:
 
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(data))
-    except (pyarrow.ArrowException, OSError) as error:
+        return table.column_names, table.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # the last two: values, as no UTF-8
         raise UserError(f"{path} is not a Parquet file that can be read: {error}", "Export it again.") from error
-    return table.column_names, table.to_pylist()
 
 
 READERS = {
@@ -282,7 +283,7 @@ def _chat_exchanges(messages: object) -> tuple[tuple[Exchange, ...], str, tuple[
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         return (), "malformed_chat", ()
     turns = [
-        (ROLES.get(message.get("role") or message.get("from")), message.get("content", message.get("value")))
+        (ROLES.get(str(message.get("role") or message.get("from"))), message.get("content", message.get("value")))
         for message in messages
     ]
     if any(role is None or not isinstance(text, str) for role, text in turns):
@@ -296,5 +297,4 @@ def _chat_exchanges(messages: object) -> tuple[tuple[Exchange, ...], str, tuple[
         return (), "malformed_chat", tuple(notes)
     if any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(spoken)):
         return (), "roles_do_not_alternate", tuple(notes)
-    texts = [text for _, text in spoken]
-    return tuple(zip(texts[::2], texts[1::2], strict=True)), "", tuple(notes)
+    return tuple((q, a) for (_, q), (_, a) in zip(spoken[::2], spoken[1::2], strict=True)), "", tuple(notes)

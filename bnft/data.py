@@ -150,7 +150,7 @@ class DatasetProcessor:
         talks = []
         swapped: set[int] = set()  # runs in which, from some row on, the sufferer speaks in the answer column
         for piece in pieces:
-            talk = Talk(piece.rows[0].topics.strip(), piece.run)
+            talk = Talk(clean(piece.rows[0].topics)[0], piece.run)
             ended = ROLE_SWAPPED if piece.run in swapped else ""
             for row in piece.rows:
                 repairs = set(row.notes)

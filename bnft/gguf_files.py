@@ -34,26 +34,34 @@ _WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight"
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 
 
+# What readers run into in a file whose counts, types and names are not what they should be.
+_DAMAGE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError, RecursionError)
+
+
 def convert_gguf(gguf_path: Path, folder: Path, chat_template: str | None = None) -> None:
     """Writes the model in `gguf_path`, de-quantised to bfloat16, into the existing empty `folder`.
 
     Raises:
-        UserError: the file is no GGUF, or of an architecture that cannot be read.
+        UserError: the file is no GGUF, damaged, or of an architecture that cannot be read.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         reader = _open(gguf_path)
         architecture = reader.fields["general.architecture"].contents()
-    except (ValueError, OSError, IndexError, KeyError) as error:
+        layers = reader.fields.get(f"{architecture}.block_count")
+        if layers and not 0 < layers.contents() <= len(reader.tensors):  # believed, it would become a list that long
+            raise ValueError(f"{len(reader.tensors)} tensors cannot be {layers.contents()} layers")
+    except (*_DAMAGE, OSError) as error:
         raise UserError(f"cannot read {gguf_path} as GGUF: {error}", "Give a complete GGUF version 3 file.") from error
     if architecture == "gemma3":
         try:
             _write_gemma3_tokenizer(reader, folder, chat_template)
-            _write_gemma3_config(reader, folder)
-            _write_gemma3_weights(reader, folder)
-        except KeyError as error:
+            _write_gemma3_weights(reader, folder, _write_gemma3_config(reader, folder))
+        except (*_DAMAGE, StrictDataclassError) as error:
+            what = f"{error} is missing, or unknown in a Gemma 3 text model" if isinstance(error, KeyError) else error
             raise UserError(
-                f"cannot convert {gguf_path}: {error} is missing, or unknown in a Gemma 3 text model",
-                "Give the model as a folder with safetensors weights instead.",
+                f"cannot convert {gguf_path}: {what}", "Give the model as a folder with safetensors weights instead."
             ) from error
     else:
         stretch = next((float(t.data.max()) for t in reader.tensors if t.name == "rope_freqs.weight"), None)
@@ -77,7 +85,7 @@ def _open(gguf_path: Path):
     return Reader(str(gguf_path))
 
 
-def _write_gemma3_weights(reader, folder: Path) -> None:
+def _write_gemma3_weights(reader, folder: Path, config) -> None:
     import torch
     from gguf import dequantize
     from safetensors.torch import save_file
@@ -93,10 +101,25 @@ def _write_gemma3_weights(reader, folder: Path) -> None:
         if name.endswith("norm.weight"):
             weights = weights - 1  # GGUF stores 1 + w, transformers' Gemma stores w
         tensors[name] = weights.to(torch.bfloat16).contiguous()
+    _refuse_other_shapes(config, {name: tuple(weights.shape) for name, weights in tensors.items()})
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_gemma3_config(reader, folder: Path) -> None:
+def _refuse_other_shapes(config, found: dict[str, tuple]) -> None:
+    """A weight that is missing would be drawn at random when the model is loaded, with no more than a warning."""
+    import torch
+    from transformers import Gemma3ForCausalLM
+
+    with torch.device("meta"):
+        weights = Gemma3ForCausalLM(config).state_dict()
+    expected = {name: tuple(weight.shape) for name, weight in weights.items() if name != "lm_head.weight"}
+    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if wrong:
+        told = f"{wrong[0]} is {found.get(wrong[0], 'missing')}, expected {expected.get(wrong[0], 'none')}"
+        raise ValueError(f"{told} ({len(wrong)} weights are wrong)")
+
+
+def _write_gemma3_config(reader, folder: Path):
     from transformers import Gemma3TextConfig, GenerationConfig
 
     def value(key: str):
@@ -136,6 +159,7 @@ def _write_gemma3_config(reader, folder: Path) -> None:
     )
     config.save_pretrained(folder)
     GenerationConfig(bos_token_id=2, eos_token_id=[1, 106], pad_token_id=0).save_pretrained(folder)
+    return config
 
 
 def _write_gemma3_tokenizer(reader, folder: Path, chat_template: str | None) -> None:
@@ -210,11 +234,12 @@ def _convert_with_transformers(
 
     source = {"pretrained_model_name_or_path": str(gguf_path.parent), "gguf_file": gguf_path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        # Settings that lie beside the file are read as well; unsaid, what they ask for would be offered to the user.
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            **source, trust_remote_code=False, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
-    except (ValueError, NotImplementedError, KeyError) as error:
+    except (*_DAMAGE, RuntimeError) as error:
         raise UserError(
             f"cannot convert {gguf_path}: architecture {architecture!r}: {error}",
             "Give the model as a folder with safetensors weights instead.",

@@ -1,8 +1,13 @@
 """Repairs and faults of single fields. All text is made up; the faults are those of the real corpus."""
 
+import unicodedata
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bnft.cleaning import clean, comparison_key, fault_of
+from bnft.text import grapheme_clusters, nfc, scoring_normalise
 
 REPAIRED = [
     # (as found, as kept, repairs)
@@ -96,3 +101,44 @@ def test_comparison_key_ignores_what_does_not_tell_texts_apart(left, right):
 def test_comparison_key_keeps_vowel_signs_and_smileys():
     assert comparison_key("কি") != comparison_key("কী")
     assert comparison_key("😢") == "😢"
+
+
+# Valid Bengali by its grammar: conjuncts of up to four consonants, nukta letters in both encodings, vowel signs,
+# chandrabindu, khanda ta, ZWJ for ya-phala after র, ZWNJ for a hasanta that is seen; Banglish; emoji of every make.
+CONSONANTS = "কখগঘঙচছজঝঞটঠডঢণতথদধনপফবভমযরলশষসহ"
+LETTER = st.sampled_from([*CONSONANTS, "ড়", "ঢ়", "য়", "\u09dc", "\u09dd", "\u09df"])
+CONJUNCT = st.lists(st.sampled_from(CONSONANTS), min_size=2, max_size=4).map("\u09cd".join)
+ONSET = LETTER | CONJUNCT | st.sampled_from(["র\u200d্য", "উদ্\u200cয", "ক্\u200cষ"])
+SYLLABLE = st.tuples(ONSET, st.sampled_from(["", *"ািীুূৃেৈোৌ"]), st.sampled_from(["", "", "ঁ", "ং", "ঃ"])).map("".join)
+WORD = st.lists(SYLLABLE | st.sampled_from([*"অআইঈউঊঋএঐওঔ", "অ্যা", "ৎ"]), min_size=1, max_size=5).map("".join)
+OTHER = st.sampled_from(
+    ["ami", "bhalo", "achi", "২০২৪", "৳৫০০", "🫶🏽", "👨\u200d👩\u200d👧", "❤\ufe0f", "🇧🇩", "1\ufe0f\u20e3"]
+)
+FLAGS = st.sampled_from(["🏳\ufe0f\u200d🌈", "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"])
+SENTENCE = st.tuples(
+    st.lists(WORD | OTHER | FLAGS, min_size=1, max_size=8).map(" ".join),
+    st.sampled_from(["", "।", "?", "...", " :)"]),
+).map("".join)
+
+
+@given(SENTENCE)
+def test_valid_bengali_is_left_as_it_is(text):
+    assert clean(text) == (text, [])
+    joined = nfc(text.replace("\u200c", "").replace("\u200d", "").replace("1", "১"))
+    normalised = scoring_normalise(text)
+    assert normalised == joined
+    assert "".join(grapheme_clusters(normalised)) == normalised
+
+
+@given(st.text() | st.text("কষ্ত়য়াোঁ \t\n\r\u200c\u200d\u00a0।?!.,\x85\ufeff👨❤\ufe0f🏽-1৷\u2028"))
+def test_no_repair_takes_what_can_be_read(text):
+    """But for mojibake, whose signs are read again."""
+
+    def seen(said):
+        return [
+            sign for sign in said.replace("৷", "।") if unicodedata.category(sign)[0] in "LMNPS" and sign != "\ufffd"
+        ]
+
+    cleaned, repairs = clean(text)
+    assert "mojibake" in repairs or seen(cleaned) == seen(text)
+    comparison_key(text)

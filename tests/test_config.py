@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bnft.config import RECIPES, REPOSITORY, cache_dir, recipe_names, resolve, to_yaml
+from bnft.config import RECIPES, REPOSITORY, cache_dir, check_values, recipe_names, resolve, to_yaml
 from bnft.errors import UserError
 from bnft.settings import FIELD_NAMES
+from tests.conftest import kept_or_refused
 
 
 def write(folder, text):
@@ -193,7 +194,6 @@ PROMPTS = st.text(min_size=1) | st.text(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     prompt=PROMPTS,
     path=PROMPTS,
@@ -220,6 +220,73 @@ def test_what_a_run_writes_is_a_recipe_for_the_same_run(tmp_path_factory, prompt
     file = tmp_path_factory.getbasetemp() / "round.yaml"
     file.write_bytes(to_yaml(config, sources).encode("utf-8"))
     assert resolve(str(file), {})[0] == config
+
+
+LAST_NAMES = [f"{name.rpartition('.')[2]}: " for name in FIELD_NAMES]
+YAML_PIECES = ["train:", "data:\n  path: ", "  lora: ", "- ", "{", "}", "[", "]", "&a ", "*a", "<<: ", "? ", "|", "\n"]
+YAML_PIECES += [
+    "!!int ",
+    "!!float ''",
+    "!!bool x",
+    "!!timestamp",
+    "!!binary x",
+    "!!python/object:os.system",
+    "\0",
+    "\t",
+]
+YAML_PIECES += [
+    "2026-02-31",
+    "1:99:99",
+    '"\\0"',
+    '"\\ud800"',
+    "9" * 5000,
+    ".nan",
+    "1e400",
+    "~",
+    "http://[",
+    "---",
+    "\ufeff",
+]
+
+
+@given(
+    st.lists(st.sampled_from(YAML_PIECES) | st.sampled_from(LAST_NAMES) | st.text(max_size=4), max_size=10).map(
+        lambda pieces: "".join(pieces).encode("utf-8", "surrogatepass")
+    )
+    | st.binary(max_size=30)
+)
+@example(b"!!int")
+@example(b"seed: 2026-02-31")
+@example(b"[" * 2_000)
+def test_any_bytes_as_a_recipe_are_settings_or_explained(tmp_path, content):
+    (tmp_path / "any.yaml").write_bytes(content)
+    resolved, said = kept_or_refused(resolve, str(tmp_path / "any.yaml"), {})
+    assert said if resolved is None else to_yaml(*resolved).encode("utf-8")
+
+
+ODD_VALUES = ["", "none", "nan", "inf", "1e400", "9" * 5000, "-1", "a,b", "~", "~nobody/x", "a" * 300, "x/" * 3000]
+ODD_VALUES += [
+    "\0",
+    "\udcff",
+    "http://[",
+    "http://a:99999",
+    "http://u:p@h",
+    ".",
+    " ",
+    "a/b:c",
+    "1_0",
+    "১২",
+    "auto",
+    "all",
+]
+
+
+@given(st.sampled_from(FIELD_NAMES), st.sampled_from(ODD_VALUES) | st.text(max_size=8))
+def test_any_value_of_a_flag_is_a_setting_or_explained(name, value):
+    resolved, said = kept_or_refused(resolve, "smoke", {name: value})
+    assert 0 < len(said) < 1500 if resolved is None else to_yaml(*resolved).encode("utf-8")
+    with pytest.raises(UserError):
+        resolve(f"{value}/no such recipe", {})
 
 
 def test_a_written_recipe_says_where_each_value_came_from():
@@ -255,3 +322,9 @@ def test_config_is_the_only_reader_of_the_environment():
     }
     assert [place for place in reads if not place.startswith("bnft/config.py:")] == []
     assert reads  # the search finds the reads that there are
+
+
+def test_before_there_is_a_recipe_only_what_none_could_mend_is_refused():
+    check_values({"train.save_steps": "7"})  # beside a recipe's train.eval_steps of 7 it is right
+    with pytest.raises(UserError, match=r"lora\.r: got 'many'"):
+        check_values({"train.save_steps": "7", "lora.r": "many"})

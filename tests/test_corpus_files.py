@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bnft.corpus_files import is_hub_id, read_corpus
+from bnft.corpus_files import READERS, is_hub_id, read_corpus
 from bnft.errors import UserError
+from tests.conftest import kept_or_refused
 
 QUESTION, ANSWER = "মন ভালো নেই, কী করি?", "কী হয়েছে, বলবেন?"
 TABLE = f'Topics,Question-Title,Questions,Answers\nদুঃখ,,"{QUESTION}","{ANSWER}"\n'
@@ -100,6 +103,7 @@ def chat(*turns):
         (chat(("user", "ক"), ("user", "খ"), ("assistant", "গ")), (), "roles_do_not_alternate", ()),
         (chat(("user", "ক"), ("tool", "খ")), (), "malformed_chat", ()),
         ([{"role": "user"}], (), "malformed_chat", ()),
+        ([{"role": ["user"], "content": "ক"}], (), "malformed_chat", ()),
         ("ক", (), "malformed_chat", ()),
         ([], (), "malformed_chat", ()),
     ],
@@ -130,6 +134,9 @@ FAULTY_FILES = [
     ("other.csv", "Qestions,Reply\nক,খ\n", ["no question and no answer", "Qestions, Reply", "'questions'"]),
     ("answers.csv", "Questions,Anwers\nক,খ\n", ["no answer column", "'Anwers' looks like 'answers'"]),
     ("broken.jsonl", '{"question": "ক", "answer": "খ"}\n{"question": ', ["line 2", "not JSON"]),
+    ("mark.csv", "\ufeff\r\n".encode("utf-16-le"), ["no question and no answer", "found: none"]),
+    ("deep.json", "[" * 100_000, ["not JSON", "recursion"]),
+    ("digits.jsonl", '{"question": ' + "9" * 5000, ["line 1", "not JSON", "digits"]),
     ("list.jsonl", "[1, 2]\n", ["record 1", "not an object"]),
     ("rows.parquet", "not parquet", ["not a Parquet file"]),
     ("rows.docx", "x", ["cannot tell the format", ".csv"]),
@@ -144,6 +151,72 @@ def test_files_that_cannot_be_read_are_explained(tmp_path, name, content, said):
     for part in said:
         assert part in str(caught.value)
     assert caught.value.hint
+
+
+def test_text_of_a_parquet_file_that_is_no_utf8_is_explained(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    offsets, data = pa.py_buffer(bytes(4) + b"\x02\0\0\0"), pa.py_buffer(b"\xff\xfe")
+    torn = pa.Array.from_buffers(pa.string(), 1, [None, offsets, data])
+    pq.write_table(pa.table({"question": torn, "answer": ["খ"]}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="not a Parquet file that can be read: 'utf-8'"):
+        read_corpus(str(tmp_path / "rows.parquet"))
+
+
+PIECES = (
+    *(b"question,answer\n", b"Questions;Answers\r\n", b'"', b",", b"\n", b"\r", b"\t", b"\0", b"\x85", b" "),
+    *(b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", "ক".encode(), b"PAR1", b"null", b"1e999", b"NaN", b"7" * 4400),
+    *(
+        b'{"question":',
+        b'"answer":',
+        b'"\\ud800"',
+        b":",
+        b"[",
+        b"]",
+        b"}",
+        b'{"messages":[',
+        b'{"role":[],"content":1}',
+    ),
+    b'{"role":"user","content":"a"}',
+)
+
+
+@given(
+    st.lists(st.sampled_from(PIECES) | st.binary(max_size=6), max_size=14).map(b"".join), st.sampled_from([*READERS])
+)
+def test_any_bytes_are_rows_or_explained(tmp_path, data, ending):
+    path = write(tmp_path, f"rows{ending}", data)
+    source, said = kept_or_refused(read_corpus, path)
+    assert (
+        (path in said) if source is None else [row.number for row in source.rows] == [*range(1, len(source.rows) + 1)]
+    )
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path_factory.mktemp("parquet") / "rows.parquet"
+    pq.write_table(pa.table({"question": [QUESTION, None, "a"], "answer": [ANSWER, "x" * 50, None]}), path)
+    return path.read_bytes()
+
+
+@given(st.data())
+def test_a_damaged_parquet_file_is_rows_or_explained(tmp_path, parquet, data):
+    torn = bytearray(parquet)
+    for place in data.draw(st.lists(st.integers(0, len(torn) - 1), min_size=1, max_size=5)):
+        torn[place] = data.draw(st.integers(0, 255))
+    path = write(tmp_path, "rows.parquet", bytes(torn[: data.draw(st.none() | st.integers(0, len(torn)))]))
+    source, said = kept_or_refused(read_corpus, path)
+    assert source or path in said
+
+
+@pytest.mark.parametrize("name", [" ", ". ", "~nobody-of-this-name/rows.csv", "a" * 300, "a" * 300 + "/b", "a\0.csv"])
+def test_what_cannot_be_a_path_is_explained(name):
+    with pytest.raises(UserError):
+        read_corpus(name)
 
 
 def test_missing_paths_are_explained(tmp_path):

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bnft.data import SPLITS, DatasetProcessor, format_report
@@ -144,7 +144,6 @@ ROW = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROW, max_size=40), seed=st.integers(0, 3))
 def test_nothing_is_lost_and_nothing_leaks(tmp_path, rows, seed):
     process(tmp_path, rows + filler(12))

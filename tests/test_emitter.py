@@ -4,7 +4,7 @@ import copy
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders
 
@@ -14,7 +14,6 @@ from bnft.text import grapheme_clusters
 
 REPLY = "আমি আপনার কষ্টটা বুঝতে পারছি। ক্ষমা করবেন, বাক্ ও র\u200c্যাব 🫶🏽 ঠিক আছে? একসঙ্গে।"
 DANGLING = "\ufffd\u09cd\u200c\u200d"
-CASES = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def frames(table, ids):
@@ -69,28 +68,26 @@ def gemma_table(embedded_tokenizer):
     return TokenTable(embedded_tokenizer)
 
 
-def test_a_byte_level_reply_grows_to_its_whole_decode(tiny_tokenizer, tiny_table):
+@pytest.fixture(scope="module")
+def tiny_ids(tiny_tokenizer):
+    return ids_for(tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def gemma_ids(embedded_tokenizer):
+    return ids_for(embedded_tokenizer)
+
+
+@given(data=st.data())
+def test_a_byte_level_reply_grows_to_its_whole_decode(tiny_tokenizer, tiny_table, tiny_ids, data):
     assert tiny_table.byte_level
-    tokens = ids_for(tiny_tokenizer)
-
-    @CASES
-    @given(tokens)
-    def run(ids):
-        check(tiny_tokenizer, tiny_table, ids)
-
-    run()
+    check(tiny_tokenizer, tiny_table, data.draw(tiny_ids))
 
 
-def test_a_byte_fallback_reply_grows_to_its_whole_decode(embedded_tokenizer, gemma_table):
+@given(data=st.data())
+def test_a_byte_fallback_reply_grows_to_its_whole_decode(embedded_tokenizer, gemma_table, gemma_ids, data):
     assert not gemma_table.byte_level
-    tokens = ids_for(embedded_tokenizer)
-
-    @CASES
-    @given(tokens)
-    def run(ids):
-        check(embedded_tokenizer, gemma_table, ids)
-
-    run()
+    check(embedded_tokenizer, gemma_table, data.draw(gemma_ids))
 
 
 @pytest.mark.parametrize("which", ["tiny_tokenizer", pytest.param("embedded_tokenizer", marks=pytest.mark.slow)])

@@ -7,11 +7,14 @@ import gguf
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bnft.errors import UserError
 from bnft.gguf_files import build_gemma_tokenizer, convert_gguf
 from bnft.models import find_model, load_model, load_tokenizer
 from bnft.settings import ModelConfig
+from tests.conftest import kept_or_refused
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 HEAD = [("<pad>", CONTROL), ("<eos>", CONTROL), ("<bos>", CONTROL), ("<unk>", UNKNOWN)]
@@ -284,6 +287,50 @@ def test_a_file_that_lacks_a_setting_or_ends_too_early_is_refused(gemma, tmp_pat
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match="as GGUF"):
             convert_gguf(path, folder)
+
+
+def test_a_missing_weight_is_never_drawn_at_random(gemma, tmp_path, monkeypatch):
+    path, folder = tmp_path / "x.gguf", tmp_path / "folder"
+    folder.mkdir()
+    kept = [(name, weight) for name, weight in gguf_tensors(gemma) if name != "blk.3.attn_k.weight"]
+    monkeypatch.setitem(globals(), "gguf_tensors", lambda model: kept)
+    write_gemma(path, gemma)
+    with pytest.raises(UserError, match=r"layers.3.self_attn.k_proj.weight is missing, expected \(32, 64\)"):
+        convert_gguf(path, folder)
+
+
+def test_a_count_that_would_take_all_memory_is_refused(gemma, tmp_path):
+    write_gemma(tmp_path / "x.gguf", gemma)
+    data = (tmp_path / "x.gguf").read_bytes()
+    name = b"gemma3.block_count"
+    place = data.index(name) + len(name) + 4  # the value's type comes between
+    assert data[place] == 7
+    (tmp_path / "x.gguf").write_bytes(data[:place] + (2**31).to_bytes(4, "little") + data[place + 4 :])
+    with pytest.raises(UserError, match="tensors cannot be 2147483648 layers"):
+        convert_gguf(tmp_path / "x.gguf", tmp_path)
+
+
+COUNTS = st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**40, 2**63, 2**64 - 1]).map(
+    lambda count: count.to_bytes(8, "little")
+)
+
+
+@pytest.mark.slow
+@given(st.data())
+def test_a_damaged_file_is_converted_or_refused(gemma, tmp_path, data):
+    if not (tmp_path / "whole.gguf").exists():
+        write_gemma(tmp_path / "whole.gguf", gemma)
+    torn = bytearray((tmp_path / "whole.gguf").read_bytes())
+    head = torn.rindex(b"blk.") + 64  # numbers of weights may be any
+    for place in data.draw(st.lists(st.integers(0, head), max_size=3)):
+        new = data.draw(COUNTS | st.binary(min_size=1, max_size=4))
+        torn[place : place + len(new)] = new
+    path = tmp_path / "torn.gguf"
+    path.write_bytes(torn[: data.draw(st.none() | st.integers(0, len(torn)))])
+    folder = tmp_path / "folder"
+    folder.mkdir(exist_ok=True)
+    _, said = kept_or_refused(convert_gguf, path, folder)
+    assert not said or str(path) in said
 
 
 def test_an_architecture_that_nobody_reads_is_refused(tmp_path):

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF
 
 from bnft.errors import UserError
@@ -22,6 +24,7 @@ from bnft.metrics import Likelihood, Measure, Reply, compare, ratio, score_likel
 from bnft.results import SHOWN
 from bnft.run_facts import MAIN
 from bnft.text import scoring_normalise
+from tests.conftest import kept_or_refused
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(path.parent for path in (ROOT / "bnft" / "metric_modules").glob("bn_*/bn_*.py"))
@@ -357,3 +360,33 @@ def test_modules_load_by_path_without_a_network(offline: subprocess.Popen) -> No
         " 'repeated_4grams', 'replacement_char_rate', 'reply_chars', 'reply_tokens', 'reply_words']",
         "bn_rouge ['rouge1', 'rouge2', 'rougeL']",
     ]
+
+
+ANY_REPLY = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.sampled_from(
+    ["", "।", "ক্ষমা করবেন।", "\ufffd"]
+)
+SHARES = ("distinct1", "distinct2", "repeated_4grams", "bengali_script_rate", "ended_rate", "cut_off_rate")
+
+
+@settings(max_examples=settings().max_examples // 6)  # `evaluate` takes a tenth of a second for each
+@given(st.lists(st.tuples(ANY_REPLY, ANY_REPLY, ANY_REPLY, st.booleans()), min_size=1, max_size=5))
+def test_any_replies_give_numbers_within_their_bounds(rows):
+    references = [reference for _, _, reference, _ in rows]
+    sides = [[Reply(row[side], len(row[side]), row[3]) for row in rows] for side in (0, 1)]
+    scored = [kept_or_refused(lambda side=side: score_replies(side, references, bootstrap=100)) for side in sides]
+    for scores, said in scored:
+        assert scores or "not one word" in said
+        for name, score in (scores or {}).items():
+            told = [score.value, *([] if score.low is None else [score.low, score.high])]
+            top = 100 if score.unit == "0-100" else 1 if name in SHARES else math.inf
+            assert all(0 <= value <= top + 1e-9 and math.isfinite(value) for value in told)
+            json.dumps(score.to_dict(), allow_nan=False)
+    (base, _), (tuned, _) = scored
+    for compared in compare(base, tuned).values() if base and tuned else ():
+        assert compared.p is None or 0 <= compared.p <= 1
+        json.dumps(compared.to_dict(), allow_nan=False)
+
+
+def test_a_perplexity_beyond_all_numbers_is_refused():
+    with pytest.raises(UserError, match=r"exp\(100000\) is no number"):
+        score_likelihood([Likelihood(1e5, 1, 3, 1), Likelihood(1e5, 1, 3, 1)])

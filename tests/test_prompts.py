@@ -1,8 +1,11 @@
 """Conversations -> token ids and labels: the loss stands on the replies alone, one BOS, and nobody can type a turn."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bnft.errors import UserError
 from bnft.prompts import IGNORED, chat_template, encode, encode_prompt, end_token_ids, trim_history, with_system
@@ -255,3 +258,27 @@ def test_a_history_that_begins_with_a_reply_loses_it_first(tiny_tokenizer):
     turns = [{"role": "assistant", "content": "স্বাগতম, বলুন।"}, *history(2)[1:]]
     kept = trim_history(tiny_tokenizer, turns, len(encode_prompt(tiny_tokenizer, turns)) - 1)
     assert kept == turns[1:]
+
+
+@given(data=st.data())
+def test_no_message_can_hold_a_turn_and_no_two_talks_read_alike(template, data):
+    """Between the template's own control tokens stands each message, letter by letter: so a prompt has one reading."""
+    tokenizer, _ = template
+    names = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special][:40]
+    pieces = st.sampled_from([*names, "<|", "|>", "<start_of", "_turn>", "user\n", "\n\n", "<0x0A>", "\ufdd00\ufdd1"])
+    # SentencePiece writes a blank as U+2581: that sign alone it cannot tell from one.
+    said = st.lists(pieces | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")), max_size=6)
+    contents = data.draw(st.lists(said.map("".join), min_size=1, max_size=5))
+    roles = ["system", *["user", "assistant"] * 3]
+    messages = [{"role": role, "content": text} for role, text in zip(roles[-6:], contents, strict=False)]
+    control = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+    def controls(talk):
+        return [token for token in encode_prompt(tokenizer, talk) if token in control]
+
+    assert controls(messages) == controls([m | {"content": "ক"} for m in messages])
+    marked = [m | {"content": f"\ufdd0{i}\ufdd1"} for i, m in enumerate(messages)]
+    rendered = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    rendered = re.sub("\ufdd0(\\d+)\ufdd1", lambda mark: contents[int(mark[1])].strip(), rendered)
+    ids = encode_prompt(tokenizer, messages)
+    assert tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == rendered

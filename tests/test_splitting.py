@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bnft.errors import UserError
@@ -98,7 +98,6 @@ def test_groups(talks, runs, expected):
 SIZES = st.dictionaries(st.text("০১২৩৪৫৬৭৮৯abc", min_size=1, max_size=6), st.integers(1, 60), min_size=3, max_size=80)
 
 
-@settings(max_examples=200, deadline=None)
 @given(SIZES, st.integers(0, 5), st.floats(0.01, 0.4), st.floats(0.01, 0.4))
 def test_every_group_is_placed_once_and_every_split_gets_one(sizes, seed, test, validation):
     placed = split_groups(sizes, test, validation, seed)

@@ -8,6 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from bnft.errors import UserError
 from bnft.metrics import BOOTSTRAP, SEED, Measure, Score, ratio
 
 _DESCRIPTION = """\
@@ -51,7 +52,13 @@ class BnLikelihood(evaluate.Metric):
         seed: int = SEED,
     ) -> dict[str, Score]:
         def perplexity(sums: np.ndarray) -> float:
-            return math.exp(ratio(sums))
+            try:
+                return math.exp(ratio(sums))
+            except OverflowError as error:
+                raise UserError(
+                    f"A perplexity of exp({ratio(sums):.0f}) is no number to tell.",
+                    "The model's weights or its number format are broken; try a lower learning rate or float32.",
+                ) from error
 
         def bits(sums: np.ndarray) -> float:
             return ratio(sums) / math.log(2)
