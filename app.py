@@ -14,7 +14,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from bnft.config import REPOSITORY, default_environment, from_environment
+from bnft.config import REPOSITORY, default_environment, from_environment, path_of
 from bnft.errors import UserError, run_command
 from bnft.flags import Parser, add_address_flags
 from bnft.settings import ModelConfig
@@ -50,16 +50,15 @@ def open_source(flags: Namespace):
         print(f"model: {remote.model} at {remote.url}")
         return remote, Served(remote.model.rsplit("/", 1)[-1])
     chosen = flags.model or from_environment("BNFT_MODEL")  # a Space is told so
-    run = chosen or newest_run(Path(flags.output_dir).expanduser())
+    run = chosen or newest_run(path_of(flags.output_dir))
     why = "as set" if chosen else "the newest run" if run else "no run found; python train.py makes one"
     print(f"model: {run or 'embedded'} ({why})")
-    from bnft.models import load_model, load_tokenizer, resolve_dtype
-    from bnft.zero_gpu import first_device
-
     config = ModelConfig(name=run or "embedded", load_in_4bit=flags.load_in_4bit)
     found = open_model(config.name)
     served = describe(found)
     from bnft.chat import LocalSource
+    from bnft.models import load_model, load_tokenizer, resolve_dtype
+    from bnft.zero_gpu import first_device
 
     source = LocalSource(load_model(found, config, first_device()), load_tokenizer(found))
     print("dtype: {} ({})".format(*resolve_dtype(config.dtype)))
@@ -90,11 +89,12 @@ def open_page(source, served, feedback: Path, detector):
 
 def run(argv: list[str] | None) -> int:
     flags = read_flags(argv)
-    default_environment("GRADIO_ANALYTICS_ENABLED", "False")
-    default_environment("HF_HUB_DISABLE_TELEMETRY", "1")
-    feedback = (REPOSITORY / flags.output_dir).expanduser() / "feedback"
+    default_environment("GRADIO_ANALYTICS_MAX_EVENTS", "1")  # or it sums up ten thousand calls after each of them
+    feedback = REPOSITORY / path_of(flags.output_dir) / "feedback"
+    from bnft.allocator import share_freed_memory
     from bnft.startup import collector_paused, fit_aside
 
+    share_freed_memory()
     with collector_paused():
         fitted = fit_aside()
         source, served = open_source(flags)
@@ -112,7 +112,8 @@ def run(argv: list[str] | None) -> int:
     try:
         stay_open(demo)
     finally:
-        print(f"messages by risk and by what told it: {counts.to_dict()}")
+        if told := str(counts):
+            print(f"messages by risk: {told}")
     return 0
 
 

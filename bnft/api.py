@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal, TypedDict
 
+from bnft.conversation import Unread, paced
 from bnft.turns import MAX_REPLY_TOKENS, Settings, Update, read_history
+from bnft.visits import visitor_of
 
 
 class HelpLineJson(TypedDict):
@@ -38,9 +40,10 @@ class ReplyJson(TypedDict):
 
 
 def make_chat_endpoint(
-    reply: Callable[..., Iterator[Update]], defaults: Settings
+    reply: Callable[..., Iterator[Update]], defaults: Settings, unread: Unread, forget: Callable[[str], None]
 ) -> Callable[..., Iterator[ReplyJson]]:
-    """The function behind `/chat`."""
+    """The function behind `/chat`; calls `forget` when a call is over."""
+    from gradio import Request
 
     def chat(
         message: str,
@@ -50,6 +53,7 @@ def make_chat_endpoint(
         max_new_tokens: int = min(defaults.max_new_tokens, MAX_REPLY_TOKENS),
         temperature: float = defaults.temperature,
         top_p: float = defaults.top_p,
+        request: Request = None,
     ) -> Iterator[ReplyJson]:
         """Answers one message of a conversation, frame by frame; nothing is stored.
 
@@ -69,13 +73,16 @@ def make_chat_endpoint(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
+            visitor=visitor_of(request),
         )
         stop = threading.Event()
         try:
-            for update in reply(message, read_history(history), settings, stop):
+            updates = reply(message, read_history(history), settings, stop)
+            for update in paced(updates, request.session_hash, unread):
                 yield to_json(update, language)
         finally:
             stop.set()
+            forget(request.session_hash)
 
     # Gradio takes the schema of a frame from the return type, of which a generator has none.
     chat.__signature__ = inspect.signature(chat).replace(return_annotation=ReplyJson)

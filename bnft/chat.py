@@ -1,6 +1,7 @@
 """One turn of a conversation: bounds, safety, prompt, reply as it is written, and a kind answer when that fails.
 
-`Chat.reply` works without a page and knows none; the model is a source behind it, local or on another machine.
+`Chat.reply` works without a page and knows none; the model is a source behind it, local or on another machine. Models
+compute in threads of their own: every thread that ever did so keeps megabytes, and the page's threads are hundreds.
 What people write is never logged.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Protocol
 
 from bnft.batching import BatchEngine, open_engine
@@ -25,6 +28,7 @@ from bnft.turns import MAX_MESSAGE, Card, Settings, Update, clean_message, clean
 from bnft.ui_strings import text
 from bnft.zero_gpu import LentEngine, is_zero_gpu
 
+JUDGED = 25  # messages that may wait to be judged; each holds a thread
 MAX_CONTEXT = 4096  # tokens of prompt and reply together; longer prompts take minutes on a CPU
 GRAVE = (Risk.SELF, Risk.OTHER)
 FAILURES = (RuntimeError, OSError, ValueError, LookupError, TypeError, MemoryError, EndpointError)
@@ -68,6 +72,7 @@ class LocalSource:
         else:
             self.engine = engine or open_engine(model, tokenizer, ends, self.context)
         self.seats = self.engine.seats
+        self._worker = ThreadPoolExecutor(1) if isinstance(self.engine, Engine) else None
 
     def _quicken(self, *parts) -> None:
         """Takes seconds, on one core; a reply that is being written keeps the engine with which it began."""
@@ -82,7 +87,22 @@ class LocalSource:
         """Raises UserError when the newest message alone does not fit."""
         room = max(self.context - sampling.max_new_tokens, self.context // 2)
         ids = encode_prompt(self.tokenizer, trim_history(self.tokenizer, messages, room))
-        yield from self.engine.stream(ids, sampling, stop, base)
+        pieces = self.engine.stream(ids, sampling, stop, base)
+        yield from pieces if self._worker is None else _drawn_by(self._worker, pieces)
+
+
+def _drawn_by(worker: Executor, pieces: Iterator[Piece]) -> Iterator[Piece]:
+    with closing(pieces):
+        while (piece := _done_by(worker, next, pieces, None)) is not None:
+            yield piece
+
+
+def _done_by(worker: Executor, do: Callable, *values):
+    try:
+        promise = worker.submit(do, *values)
+    except RuntimeError as error:  # the program is ending
+        raise LineFull from error
+    return promise.result()
 
 
 class Chat:
@@ -101,6 +121,8 @@ class Chat:
         self.system_prompt = system_prompt
         self.counts = Counts()  # decisions about messages, never a text
         self.line = Line(source.seats) if line is None else line
+        self._judging = Line(seats=1, longest=JUDGED)  # takes up to seconds, on a core of the replies
+        self._judge = ThreadPoolExecutor(1)
 
     def reply(
         self, message: Any, history: Sequence[dict], settings: Settings, stop: threading.Event | None = None
@@ -118,10 +140,13 @@ class Chat:
         if not says_something(cleaned):
             yield Update(text("say_something", settings.language), finish_reason="refused")
             return
-        verdict = self.detector.judge(cleaned, _said(history))
+        try:
+            verdict, card = self._judged(settings.visitor, self._read, cleaned, history, settings)
+        except LineFull:
+            yield Update(text("busy", settings.language), finish_reason="busy")
+            return
         if not settings.base:  # the same message once more
             self.counts.add(verdict)
-        card = self._card(verdict.risk, cleaned, history, settings)
         if len(cleaned) > MAX_MESSAGE:
             refusal = text("too_long", settings.language, limit=MAX_MESSAGE)
             yield Update(refusal, card, finish_reason="refused")
@@ -132,14 +157,30 @@ class Chat:
         )
         yield from self._guarded(prompt, verdict, card, settings, stop)
 
-    def is_sensitive(self, history: Sequence[dict]) -> bool:
-        """Whether anything in a conversation was a sign of crisis; such a one is never stored."""
+    def is_sensitive(self, history: Sequence[dict], visitor: str = "") -> bool:
+        """Whether anything in a conversation was a sign of crisis; such a one is never stored.
+
+        Raises:
+            LineFull: too many wait to be judged.
+        """
+        return self._judged(visitor, self._is_sensitive, history)
+
+    def _judged(self, visitor: str, judge: Callable, *values):
+        with self._judging.join(visitor) as place:
+            place.wait_silently()
+            return _done_by(self._judge, judge, *values)
+
+    def _read(self, message: str, history: Sequence[dict], settings: Settings) -> tuple[Verdict, Card | None]:
+        verdict = self.detector.judge(message, _said(history))
+        return verdict, self._card(verdict.risk, message, history, settings)
+
+    def _is_sensitive(self, history: Sequence[dict]) -> bool:
         said = _said(history)
         return any(self.detector.judge(message, said[:i]).risk in GRAVE for i, message in enumerate(said))
 
     def _card(self, risk: Risk, message: str, history: Sequence[dict], settings: Settings) -> Card | None:
         # A grave card stays in sight for the rest of the talk; a softer one must not take its place.
-        if risk is Risk.NONE or (risk is Risk.SOFT and self.is_sensitive(history)):
+        if risk is Risk.NONE or (risk is Risk.SOFT and self._is_sensitive(history)):
             return None
         words = crisis_card(risk, settings.country or guess_country(message), settings.language)
         return Card(words.title, words.text, words.lines, grave=risk in GRAVE)
@@ -157,7 +198,7 @@ class Chat:
             yield Update(opening, card, "stop")
             return
         try:
-            with self.line.join() as place:
+            with self.line.join(settings.visitor) as place:
                 for ahead in place.wait(stop):
                     yield Update(card=card, ahead=ahead)
                 if stop.is_set():

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bnft.turns import Card, Settings, Update
+from bnft.turns import Card, Settings, Update, clean_message
 from bnft.ui_strings import text
 from bnft.visits import Visit, Visits
 
 FRAME_GAP = 0.04  # seconds: more frames than 25 a second only cost time
+MOST_UNREAD = 8  # frames that wait for a slow reader; each holds the whole reply so far, so none need be kept
 
 Reply = Callable[..., Iterator[Update]]
+Unread = Callable[[str], int]
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,25 @@ class Conversations:
 
     Args:
         reply: `Chat.reply`.
+        unread: how many frames are on their way to a page.
     """
 
-    def __init__(self, reply: Reply):
+    def __init__(self, reply: Reply, unread: Unread = lambda page: 0):
         self.reply = reply
+        self.unread = unread
         self.visits = Visits()
 
     def converse(
         self, page: str, message: Any, before: Sequence[dict], settings: Settings, compare: bool = False
     ) -> Iterator[Frame]:
         """Frames of one exchange; with `compare` the base model answers after the tuned one."""
-        visit, inherited = self.visits.begin(page)
-        history = list(before if inherited is None else inherited)
+        visit = self.visits.begin(page)
+        history = list(before if visit.history is None else visit.history)
         visit.history = history
         try:
-            for frame in self._exchange(visit, message, history, settings, compare):
+            if visit.superseded:
+                return
+            for frame in self._exchange(page, visit, message, history, settings, compare):
                 if visit.superseded:
                     return
                 visit.history = frame.history
@@ -66,31 +72,32 @@ class Conversations:
             self.visits.end(page, visit)
 
     def _exchange(
-        self, visit: Visit, message: Any, before: list[dict], settings: Settings, compare: bool
+        self, page: str, visit: Visit, message: Any, before: list[dict], settings: Settings, compare: bool
     ) -> Iterator[Frame]:
         updates = self.reply(message, before, settings, visit.stop)
         first = next(updates)
         if first.finish_reason == "refused":
             yield Frame(before, first.text, first.card, settled=True)
             return
-        asked = [*before, {"role": "user", "content": message.strip()}]
+        asked = [*before, {"role": "user", "content": clean_message(message)}]  # half a pair would break the stream
         yield Frame(asked, text("thinking", settings.language), first.card, box="", running=True, settled=True)
         last = first
-        for last in _paced(updates):
+        for last in paced(updates, page, self.unread):
             yield Frame(_with_reply(asked, last), _status(last, settings.language, "thinking"), last.card, running=True)
         answered = _with_reply(asked, last)
         if compare and last.finish_reason in ("stop", "length"):
-            yield from self._base_reply(visit, message, before, answered, settings)
+            yield from self._base_reply(page, visit, message, before, answered, settings)
         else:
             yield Frame(answered, _status(last, settings.language), last.card, settled=True)
 
     def _base_reply(
-        self, visit: Visit, message: str, before: list[dict], answered: list[dict], settings: Settings
+        self, page: str, visit: Visit, message: str, before: list[dict], answered: list[dict], settings: Settings
     ) -> Iterator[Frame]:
         language = settings.language
         yield Frame(answered, text("thinking_base", language), running=True, settled=True)
         update = Update()
-        for update in _paced(self.reply(message, before, replace(settings, base=True), visit.stop)):
+        updates = self.reply(message, before, replace(settings, base=True), visit.stop)
+        for update in paced(updates, page, self.unread):
             yield Frame(_with_base(answered, update), _status(update, language, "thinking_base"), running=True)
         yield Frame(_with_base(answered, update), _status(update, language), settled=True)
 
@@ -103,11 +110,11 @@ def take_back(history: Sequence[dict]) -> tuple[list[dict], str]:
     return list(history), ""
 
 
-def _paced(updates: Iterator[Update]) -> Iterator[Update]:
-    """The updates without those that come faster than anyone can see; a finished one always passes."""
+def paced(updates: Iterator[Update], page: str, unread: Unread) -> Iterator[Update]:
+    """The updates without those that come faster than anyone can see or this page reads; a finished one passes."""
     shown = 0.0
     for update in updates:
-        if update.finished or time.monotonic() - shown >= FRAME_GAP:
+        if update.finished or (time.monotonic() - shown >= FRAME_GAP and unread(page) < MOST_UNREAD):
             shown = time.monotonic()
             yield update
 

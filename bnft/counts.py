@@ -24,3 +24,10 @@ class Counts:
             counted = dict(self._counts)
         risks = sorted({risk for risk, _ in counted})
         return {risk: {by: n for (its, by), n in sorted(counted.items()) if its == risk} for risk in risks}
+
+    def __str__(self) -> str:
+        """For a terminal; empty where nothing was counted."""
+        return "; ".join(
+            f"{risk} " + ", ".join(f"{n} by {by}" for by, n in layers.items())
+            for risk, layers in self.to_dict().items()
+        )

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -52,15 +55,43 @@ class FeedbackStore:
         self._append(CORRECTIONS, {"prompt": _plain(prompt), "chosen": _reply(better), "rejected": _reply(reply)})
 
     def _append(self, name: str, row: dict) -> None:
-        line = json.dumps(row | {"model": self.model, "time": now()}, ensure_ascii=False) + "\n"
+        line = json.dumps(row | {"model": self.model, "time": now()}, ensure_ascii=False)
+        data = line.encode("utf-8", "replace") + b"\n"
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / name
         with FileLock(str(self.folder / f".{name}.lock")):
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                if file.seek(0, os.SEEK_END) + len(line.encode()) > MAX_BYTES:
+            handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            with os.fdopen(handle, "r+b", buffering=0) as file:
+                size = _end_of_whole_lines(file)
+                if size + len(data) > MAX_BYTES:
                     raise FeedbackFull
-                file.write(line.encode())
+                try:
+                    while data:  # a full disk may take the first part of a write
+                        data = data[file.write(data) :]
+                except OSError:
+                    file.truncate(size)
+                    raise
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a file; a line that is none is passed over."""
+    for line in path.read_bytes().split(b"\n"):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row
+
+
+def _end_of_whole_lines(file: FileIO) -> int:
+    """Where the next line begins; a last line that was torn goes, for the next one would be torn with it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 1, 0))
+    if file.read(1) in (b"", b"\n"):
+        return size
+    file.seek(0)
+    size = file.read().rfind(b"\n") + 1
+    file.truncate(size)
+    return size
 
 
 def _plain(messages: Sequence[dict]) -> list[dict]:

@@ -33,6 +33,7 @@ class Settings:
 
     Attributes:
         country: "BD", "IN" or None when the visitor has not said.
+        visitor: where the message came from, so that nobody takes the whole line; "" when that is not known.
         base: answer with the base model, the adapter switched off.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     repetition_penalty: float = 1.0
     language: str = "bn"
     country: str | None = None
+    visitor: str = ""
     base: bool = False
 
     @classmethod
@@ -129,7 +131,7 @@ def says_something(message: str) -> bool:
 def read_history(value: Any) -> list[dict]:
     """A conversation that a browser or an API client sent: only known roles and plain texts, bounded."""
     messages = []
-    for entry in value if isinstance(value, list) else ():
+    for entry in value[-MAX_MESSAGES:] if isinstance(value, list) else ():
         if not isinstance(entry, dict) or entry.get("role") not in ("user", "assistant"):
             continue
         if not isinstance(entry.get("content"), str):
@@ -141,7 +143,7 @@ def read_history(value: Any) -> list[dict]:
             if entry.get("notice"):
                 message["notice"] = True
         messages.append(message)
-    return messages[-MAX_MESSAGES:]
+    return messages
 
 
 def exchanges(history: Sequence[dict], base: bool = False) -> list[dict]:

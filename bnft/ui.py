@@ -11,16 +11,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.utils import LRUCache
 
 from bnft import ui_parts
 from bnft.api import make_chat_endpoint
 from bnft.conversation import Conversations, Frame, Reply, take_back
 from bnft.crisis_cards import help_lines
 from bnft.feedback import FeedbackFull, FeedbackStore
+from bnft.line import LineFull
 from bnft.prompts import with_system
 from bnft.turns import Settings, clean_message, exchanges, read_history
 from bnft.ui_layout import TRANSLATED, Layout, words
 from bnft.ui_strings import text
+from bnft.visits import visitor_of
 
 JS_LANGUAGE = "(language, ...more) => { window.bnftLanguage(language); return [language, ...more]; }"
 # The clock tells the country, so that the right help lines come first; nobody else is told.
@@ -28,6 +31,7 @@ JS_LOAD = """(history, language, country) => {
   const zones = {"Asia/Dhaka": "BD", "Asia/Kolkata": "IN", "Asia/Calcutta": "IN"};
   return [history, language, zones[Intl.DateTimeFormat().resolvedOptions().timeZone] || ""];
 }"""
+MOST_UNREAD = 200  # messages on their way to a page; one that reads none of them is not answered any more
 log = logging.getLogger("bnft.ui")
 
 
@@ -55,11 +59,12 @@ class Page(Layout):
         can_compare: bool,
     ):
         super().__init__(about, defaults, can_compare, takes_feedback=store is not None)
-        self.conversations = Conversations(reply)
+        self.conversations = Conversations(reply, self.unread)
         self.reply, self.is_sensitive, self.system_prompt, self.store = reply, is_sensitive, system_prompt, store
 
     def wire(self, demo: gr.Blocks) -> None:
         """Ties the components to what they do; nothing but `/chat` is offered to programs."""
+        self._demo = demo
         chosen = [self.language, self.temperature, self.top_p, self.reply_length, self.country, self.compare]
         shown = [
             self.chat, self.base_chat, self.history, self.card, self.status, self.message, self.send, self.stop
@@ -85,7 +90,18 @@ class Page(Layout):
         kept = [self.history, self.saved_language, self.country]
         demo.load(self.on_load, kept, [self.chat, self.base_chat, self.language, self.country], js=JS_LOAD, **quick)
         demo.unload(self.on_unload)
-        gr.api(make_chat_endpoint(self.reply, self.defaults), api_name="chat", concurrency_limit=None)
+        chat = make_chat_endpoint(self.reply, self.defaults, self.unread, self.forget)
+        gr.api(chat, api_name="chat", concurrency_limit=None)
+
+    def unread(self, page: str) -> int:
+        """How much Gradio keeps for a page that has not taken it yet; it would keep any number."""
+        kept = self._demo._queue.pending_messages_per_session.get(page)
+        return kept.qsize() if kept else 0
+
+    def forget(self, page: str) -> None:
+        """Gradio keeps what a page sent and was shown last; of a page that is closed nothing is to stay."""
+        for kept in (self._demo.state_holder.session_data, self._demo.state_holder.time_last_used):
+            kept.pop(page, None)
 
     def on_message(self, request: gr.Request, message, history, *chosen) -> Iterator[dict]:
         yield from self._talk(request, message, read_history(history), chosen)
@@ -98,6 +114,8 @@ class Page(Layout):
         before, said = take_back(read_history(history))
         if said:
             yield from self._talk(request, said, before, chosen)
+        else:
+            yield self._unchanged()
 
     def on_edit(self, request: gr.Request, event: gr.EditData, history, *chosen) -> Iterator[dict]:
         said = ui_parts.not_inert(event.value) if isinstance(event.value, str) else ""
@@ -106,11 +124,28 @@ class Page(Layout):
     def _talk(self, request: gr.Request, message: Any, before: list[dict], chosen: Sequence) -> Iterator[dict]:
         language, temperature, top_p, reply_length, country, compare = chosen
         settings = Settings(
-            reply_length, temperature, top_p, self.defaults.repetition_penalty, language, country or None
+            reply_length,
+            temperature,
+            top_p,
+            self.defaults.repetition_penalty,
+            language,
+            country or None,
+            visitor_of(request),
         ).clamped()
-        compare = bool(compare) and self.can_compare
-        for frame in self.conversations.converse(_page_of(request), message, before, settings, compare):
-            yield self._shown(frame, settings.language)
+        compare, page, frame = bool(compare) and self.can_compare, _page_of(request), None
+        if self.unread(page) < MOST_UNREAD:
+            try:
+                for frame in self.conversations.converse(page, message, before, settings, compare):
+                    yield self._shown(frame, settings.language)
+            except GeneratorExit:  # nobody reads any more
+                self.forget(page)
+                raise
+        if frame is None:
+            yield self._unchanged()
+
+    def _unchanged(self) -> dict:
+        """Without any frame Gradio would empty every component."""
+        return {self.status: gr.skip()}
 
     def _shown(self, frame: Frame, language: str) -> dict:
         changes: dict[Any, Any] = {
@@ -142,38 +177,50 @@ class Page(Layout):
         self.conversations.visits.stop(_page_of(request))
 
     def on_unload(self, request: gr.Request) -> None:
-        self.conversations.visits.stop(_page_of(request))
+        page = _page_of(request)
+        self.conversations.visits.stop(page)
+        self.forget(page)
+        self._demo._queue.pending_event_ids_session.pop(page, None)
 
-    def on_like(self, event: gr.LikeData, history, consent, language) -> str:
+    def on_like(self, request: gr.Request, event: gr.LikeData, history, consent, language) -> str:
         index = event.index if isinstance(event.index, int) else event.index[0]
         if event.liked not in (True, False):  # a thumb taken back; rows are only ever added
             return ui_parts.status("")
-        return ui_parts.status(self._keep(read_history(history)[: index + 1], consent, language, liked=event.liked))
+        talk = read_history(history)[: index + 1]
+        return ui_parts.status(self._keep(request, talk, consent, language, liked=event.liked))
 
-    def on_better(self, better, history, consent, language) -> tuple[str, Any]:
-        sentence = self._keep(read_history(history), consent, language, better=clean_message(better))
+    def on_better(self, request: gr.Request, better, history, consent, language) -> tuple[str, Any]:
+        sentence = self._keep(request, read_history(history), consent, language, better=clean_message(better))
         kept = sentence == text("thanks", language)
         return ui_parts.status(sentence), "" if kept else gr.skip()
 
-    def _keep(self, history: list[dict], consent, language: str, liked: bool = False, better: str | None = None) -> str:
+    def _keep(
+        self,
+        request: gr.Request,
+        history: list[dict],
+        consent,
+        language: str,
+        liked: bool = False,
+        better: str | None = None,
+    ) -> str:
         """Stores one judgement of the last reply in `history`, if it may; returns what to tell the visitor."""
         if consent is not True or self.store is None:
             return text("feedback_needs_consent", language)
         if not history or history[-1]["role"] != "assistant" or history[-1].get("notice") or better == "":
             return text("feedback_nothing", language)
-        if self.is_sensitive(history):
-            return text("feedback_private", language)
         before, said = take_back(history)
         prompt = with_system([*exchanges(before), {"role": "user", "content": said}], self.system_prompt)
         reply = history[-1]["content"]
         if better == reply:
             return text("feedback_same", language)
         try:
+            if self.is_sensitive(history, visitor_of(request)):
+                return text("feedback_private", language)
             if better is None:
                 self.store.rate(prompt, reply, liked)
             else:
                 self.store.improve(prompt, reply, better)
-        except (FeedbackFull, OSError):
+        except (FeedbackFull, LineFull, OSError):
             log.exception("feedback could not be stored")
             return text("feedback_failed", language)
         return text("thanks", language)
@@ -224,4 +271,7 @@ def build_demo(
     with gr.Blocks(title=text("title", "bn"), analytics_enabled=False, fill_width=False) as demo:
         page.lay_out()
         page.wire(demo)
-    return demo.queue(default_concurrency_limit=None, max_size=500)
+    demo.queue(default_concurrency_limit=None, max_size=500, api_open=False)  # nobody goes past the queue
+    # Of calls, whose every one is a session, it would remember each for ever; so many as it keeps messages of will do.
+    demo._queue.pending_event_ids_session = LRUCache(demo._queue.pending_messages_per_session.max_size)
+    return demo

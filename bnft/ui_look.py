@@ -5,40 +5,30 @@ Knows nothing about what is on the page.
 
 from __future__ import annotations
 
-import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from bnft.errors import Interrupted, UserError
+from bnft.errors import UserError
+from bnft.http_guard import MAX_BODY, HttpGuard
+from bnft.http_limits import HttpLimits
 from bnft.ui_parts import script_strings
 
 ASSETS = Path(__file__).parent / "assets"
 THREADS = 200  # one for every reply that is being written or waited for, and some for the rest
-SESSIONS = 200  # pages of which Gradio keeps its own record, a tenth of a megabyte each; nothing of ours is in it
+SESSIONS = 200  # open pages of which Gradio keeps what was shown last, a tenth of a megabyte each
 LOCAL_FONTS = ("Hind Siliguri", "Noto Sans Bengali", "system-ui", "sans-serif")
-
-# Nothing but this server is ever asked for anything, whatever a reply or a message holds.
-_POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; object-src 'none'"
-)
 
 
 def style_sheet() -> str:
-    """page.css, with the addresses of the bundled font filled in; relative, so that it works behind any prefix."""
-    css = (ASSETS / "page.css").read_text(encoding="utf-8")
-    return css.replace("FONTS/", f"gradio_api/file={(ASSETS / 'fonts').as_posix()}/")
+    return (ASSETS / "page.css").read_text(encoding="utf-8")
 
 
 def head() -> str:
     script = (ASSETS / "page.js").read_text(encoding="utf-8").replace("WORDS_HERE", script_strings())
-    return (
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="referrer" content="no-referrer"><script>{script}</script>'
-    )
+    return f"<script>{script}</script>"
 
 
 def theme() -> gr.themes.Base:
@@ -73,7 +63,11 @@ def launch_options() -> dict[str, Any]:
         "pwa": False,
         "max_threads": THREADS,
         "state_session_capacity": SESSIONS,
-        "max_file_size": "1kb",
+        # As Starlette's Middleware is unpacked: class, arguments, named arguments.
+        "app_kwargs": {
+            "middleware": [(HttpLimits, (), {}), (HttpGuard, (), {"fonts": ASSETS / "fonts"})],
+            "max_body_size": MAX_BODY,
+        },
         "show_error": False,
         "quiet": True,
     }
@@ -88,17 +82,13 @@ def serve(demo: gr.Blocks, host: str | None, port: int | None, share: bool, **mo
         raise UserError(
             f"cannot listen on {host or '127.0.0.1'}:{port or 7860}: {error}", "Choose another --host or --port."
         ) from error
+    demo.share = False  # or Gradio would serve the page for shared ones, whose script comes from another server
     return public or local
 
 
 def stay_open(demo: gr.Blocks) -> None:
     """Waits until SIGTERM or Ctrl+C ends the program, then closes the page."""
-    signal.signal(signal.SIGTERM, _end)
     try:
         threading.Event().wait()
     finally:
         demo.close(verbose=False)
-
-
-def _end(number: int, frame) -> None:
-    raise Interrupted(128 + number, "ended")

@@ -105,7 +105,7 @@ def app_process(*flags, log, **environment):
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.wait(120) == 128 + signal.SIGTERM
     assert "Traceback" not in log.read_text()
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bnft.conversation import Conversations, take_back
+from bnft.conversation import FRAME_GAP, MOST_UNREAD, Conversations, take_back
 from bnft.turns import Settings, Update
 from bnft.ui_strings import text
 
@@ -42,6 +42,11 @@ def test_the_question_stands_there_at_once_and_the_reply_grows_under_it():
     assert frames[0].status == text("thinking", "bn")
     assert frames[-1].history[-1] == answered("খ গ")
     assert (frames[-1].running, frames[-1].settled, frames[-1].status) == (False, True, "")
+
+
+def test_the_question_is_shown_without_what_no_stream_can_carry():
+    frames = talk(Script(Update(), Update("খ", finish_reason="stop")), message=" ক\ud800\x00খ ")
+    assert frames[-1].history[0] == said("কখ")
 
 
 def test_a_refused_message_stays_in_its_box():
@@ -123,6 +128,52 @@ def test_a_new_message_ends_the_first_reply_and_follows_what_was_written():
     thread.join(10)
     assert last.history == [said("প্রথম"), answered("অর্ধেক"), said("দ্বিতীয়"), answered("2 আগে")]
     assert all(frame.history[-1]["content"] != "দ্বিতীয়" for frame in first)
+    assert len(conversations.visits) == 0
+
+
+def test_a_page_that_reads_slowly_gets_fewer_frames_and_the_whole_reply():
+    def reply(message, history, settings, stop):
+        yield Update()
+        for i in range(1, 20):
+            time.sleep(FRAME_GAP * 1.2)
+            yield Update("খ" * i)
+        yield Update("খ" * 20, finish_reason="stop")
+
+    kept = []
+    for frame in Conversations(reply, lambda page: len(kept)).converse("page", "ক", [], SETTINGS):
+        kept.append(frame)
+    assert len(kept) == MOST_UNREAD + 2, "the end and the rest after it always come"
+    assert kept[-1].history[-1]["content"] == "খ" * 20
+
+
+def test_of_many_messages_at_once_only_the_newest_is_answered():
+    begun, go, asked, shown = threading.Event(), threading.Event(), [], []
+
+    def reply(message, history, settings, stop):
+        asked.append(message)
+        yield Update()
+        if message == "প্রথম":
+            begun.set()
+            assert go.wait(10)
+        yield Update("খ", finish_reason="stop")
+
+    conversations = Conversations(reply)
+    first = threading.Thread(target=lambda: list(conversations.converse("page", "প্রথম", [], SETTINGS)))
+    first.start()
+    assert begun.wait(10)
+    others = [
+        threading.Thread(target=lambda: shown.append(list(conversations.converse("page", "পরে", [], SETTINGS))))
+        for _ in range(50)
+    ]
+    for other in others:
+        other.start()
+    while len(shown) < 49:  # they give up their threads although the first is still being written
+        time.sleep(0.001)
+    go.set()
+    for thread in (first, *others):
+        thread.join(10)
+    assert asked == ["প্রথম", "পরে"]
+    assert [frames for frames in shown if frames] == [shown[-1]]
     assert len(conversations.visits) == 0
 
 

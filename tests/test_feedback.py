@@ -1,11 +1,14 @@
 """Feedback rows: append-only, and read by the trainers that they are for."""
 
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from bnft import feedback
+from bnft.config import REPOSITORY
 from bnft.feedback import CORRECTIONS, RATINGS, FeedbackFull, FeedbackStore
 
 PROMPT = [{"role": "system", "content": "শুনুন।"}, {"role": "user", "content": "মন ভালো নেই।", "base": "x"}]
@@ -50,6 +53,31 @@ def test_rows_that_come_together_stay_whole(store):
     for thread in threads:
         thread.join()
     assert len(rows(store, RATINGS)) == 80
+
+
+@pytest.mark.parametrize("torn", ['{"prompt": [{"role"', "{", '{"prompt": [], "label": "ক'])
+def test_a_line_that_was_torn_tears_no_other(store, torn):
+    store.rate(PROMPT, "ক", liked=True)
+    path = store.folder / RATINGS
+    path.write_bytes(path.read_bytes() + torn.encode()[:-1])
+    store.rate(PROMPT, "খ", liked=False)
+    assert [row["label"] for row in rows(store, RATINGS)] == [True, False]
+
+
+def test_what_a_full_disk_took_in_part_is_taken_back(store):
+    store.rate(PROMPT, "ক", liked=True)
+    size = (store.folder / RATINGS).stat().st_size
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from bnft.feedback import FeedbackStore\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 100}, {size + 100}))\n"  # the kernel takes 100 bytes more
+        "FeedbackStore(Path(sys.argv[1]), 'x').rate([], 'ক' * 20_000, True)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, store.folder], capture_output=True, text=True, cwd=REPOSITORY)
+    assert "File too large" in ended.stderr
+    assert (store.folder / RATINGS).stat().st_size == size
 
 
 def test_a_full_file_takes_no_more(store, monkeypatch):

@@ -6,18 +6,21 @@ import string
 
 import gradio as gr
 import pytest
+from starlette.requests import Request
 
 from bnft import ui_strings
 from bnft.api import to_json
 from bnft.crisis_cards import help_lines
 from bnft.feedback import CORRECTIONS, RATINGS, FeedbackStore
+from bnft.http_limits import HttpLimits
 from bnft.turns import Card, Settings, Update
-from bnft.ui import Page, build_demo
+from bnft.ui import MOST_UNREAD, Page, build_demo
 from bnft.ui_layout import TRANSLATED, words
 from bnft.ui_look import ASSETS, head, launch_options, style_sheet
 from bnft.ui_parts import About, about, bubbles, crisis, help_strip, inert, measured, not_inert, script_strings, status
 from bnft.ui_strings import digits, keys, number, text
 
+REQUEST = gr.Request(Request({"type": "http", "client": ("127.0.0.1", 1), "headers": []}))
 ABOUT = About("laptop1", "Gemma 3 270M", "gemma")
 METRICS = {
     "base": {"bits_per_byte": {"value": 0.8021, "n": 49}, "chrf++": {"value": 11.6, "n": 24}},
@@ -31,7 +34,7 @@ def reply(message, history, settings, stop):
 
 
 def make_page(store=None, sensitive=False, **more):
-    return Page(reply, lambda history: sensitive, ABOUT, Settings(), "শুনুন।", store, more.get("can_compare", False))
+    return Page(reply, lambda *_: sensitive, ABOUT, Settings(), "শুনুন।", store, more.get("can_compare", False))
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------
@@ -145,16 +148,19 @@ def test_nothing_of_the_look_comes_from_another_server():
     assert not re.search(r"https?://(?!www.w3.org/)", given)  # the name of SVG, which nobody fetches
     assert options["theme"]._stylesheets == []
     assert (ASSETS / "fonts" / "OFL.txt").is_file()
-    for font in re.findall(r'url\("gradio_api/file=([^"]+)"\)', style_sheet()):
-        assert font.endswith(".woff2")
+    fonts = re.findall(r'url\("([^"]+)"\)', style_sheet())
+    assert fonts
+    for font in fonts:
+        assert (ASSETS / font).is_file()
     assert (options["run_history"], options["enable_monitoring"]) == (False, False)
+    assert HttpLimits in [layer[0] for layer in options["app_kwargs"]["middleware"]]
 
 
 # -- the page ----------------------------------------------------------------------------------------------------
 
 
 def test_only_the_chat_is_offered_to_programs():
-    demo = build_demo(reply, lambda history: False, ABOUT, Settings(max_new_tokens=128), "শুনুন।")
+    demo = build_demo(reply, lambda *_: False, ABOUT, Settings(max_new_tokens=128), "শুনুন।")
     offered = demo.get_api_info()["named_endpoints"]
     assert list(offered) == ["/chat"]
     chat = offered["/chat"]
@@ -195,6 +201,23 @@ def test_what_the_browser_kept_is_read_strictly():
     assert (chat, base, language, country) == ([], [], "bn", "")
 
 
+def draw(frames):
+    return [{getattr(part, "elem_id", part): value for part, value in frame.items()} for frame in frames]
+
+
+@pytest.mark.parametrize("unread", [0, MOST_UNREAD])
+def test_no_event_leaves_the_page_without_a_frame(unread, monkeypatch):
+    """Gradio takes a generator that yields nothing for one that empties every component."""
+    page = make_page()
+    with gr.Blocks():
+        page.lay_out()
+    monkeypatch.setattr(page, "unread", lambda name: unread)
+    chosen = ["bn", 0.7, 0.9, 64, "", False]
+    assert draw(page.on_retry(REQUEST, [], *chosen)) == [{"status": gr.skip()}]
+    frames = draw(page.on_message(REQUEST, "ক", [], *chosen))
+    assert (frames == [{"status": gr.skip()}]) is bool(unread), "who reads nothing is not answered any more"
+
+
 # -- feedback ----------------------------------------------------------------------------------------------------
 
 TALK = [
@@ -222,18 +245,18 @@ def store(tmp_path):
 @pytest.mark.parametrize("consent", [False, None, "true", 1])
 def test_without_consent_nothing_is_kept(store, consent):
     page = make_page(store)
-    assert text("feedback_needs_consent", "bn") in page.on_like(thumb(1, True), TALK, consent, "bn")
-    page.on_better("ভালো", TALK, consent, "bn")
+    assert text("feedback_needs_consent", "bn") in page.on_like(REQUEST, thumb(1, True), TALK, consent, "bn")
+    page.on_better(REQUEST, "ভালো", TALK, consent, "bn")
     assert list(store.folder.iterdir()) == []
 
 
 def test_with_consent_the_rated_reply_and_what_led_to_it_are_kept(store):
     page = make_page(store)
-    assert text("thanks", "bn") in page.on_like(thumb(1, False), TALK, True, "bn")
+    assert text("thanks", "bn") in page.on_like(REQUEST, thumb(1, False), TALK, True, "bn")
     (row,) = stored(store, RATINGS)
     assert row["prompt"] == [{"role": "system", "content": "শুনুন।"}, TALK[0]]
     assert (row["completion"], row["label"]) == ([TALK[1]], False)
-    said, box = page.on_better(" আরও ভালো\x00 ", TALK, True, "en")
+    said, box = page.on_better(REQUEST, " আরও ভালো\x00 ", TALK, True, "en")
     assert (text("thanks", "en") in said, box) == (True, "")
     (pair,) = stored(store, CORRECTIONS)
     assert pair["prompt"] == [{"role": "system", "content": "শুনুন।"}, *TALK[:3]]
@@ -251,16 +274,16 @@ def test_with_consent_the_rated_reply_and_what_led_to_it_are_kept(store):
     ],
 )
 def test_feedback_on_nothing(store, history, better, key):
-    assert text(key, "bn") in make_page(store).on_better(better, history, True, "bn")[0]
+    assert text(key, "bn") in make_page(store).on_better(REQUEST, better, history, True, "bn")[0]
     assert list(store.folder.iterdir()) == []
 
 
 def test_a_conversation_in_crisis_is_never_kept(store):
     page = make_page(store, sensitive=True)
-    assert text("feedback_private", "bn") in page.on_like(thumb(1, True), TALK, True, "bn")
+    assert text("feedback_private", "bn") in page.on_like(REQUEST, thumb(1, True), TALK, True, "bn")
     assert list(store.folder.iterdir()) == []
 
 
 def test_a_thumb_taken_back_is_no_row(store):
-    make_page(store).on_like(thumb(1, ""), TALK, True, "bn")
+    make_page(store).on_like(REQUEST, thumb(1, ""), TALK, True, "bn")
     assert list(store.folder.iterdir()) == []
