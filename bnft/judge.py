@@ -40,7 +40,7 @@ class AnswerFile:
         for line in text.split("\n"):
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
                 yield value

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from bnft.errors import UserError
 from bnft.evaluation import Evaluator, choose_rows, rows_of
 from bnft.gpu_memory import release_gpu
 from bnft.launch import launch_training
+from bnft.manifest import damage_of
 from bnft.models import resolve_dtype
+from bnft.opinions import ask_judge, count_ratings, forget_judge
 from bnft.placement import Placement
 from bnft.plan import RunPlan
 from bnft.planning import free_now, make_plan, measured, plan_warnings
-from bnft.records import RunDirectory, environment, now, read_json, write_atomically, write_json
-from bnft.results import METRICS, Outcome, peak_memory, print_results, write_results
+from bnft.records import SETTINGS, RunDirectory, environment, now, peak_memory, read_json
+from bnft.results import Outcome, print_results, write_results
 from bnft.settings import RunConfig
+from bnft.stops import interruption_told
 from bnft.training import LLAMAFineTuner, TrainingResult
+from bnft.whole_files import write_atomically, write_json
 from bnft.world import broadcast_object, current_world
 
 
@@ -42,6 +47,7 @@ class Pipeline:
         sources: dict[str, str],
         placement: Placement,
         record: dict[str, Any],
+        judge_is_named: bool = True,
     ):
         self.world = current_world()
         self.placement = placement
@@ -49,6 +55,8 @@ class Pipeline:
         self.config = config
         self.sources = sources
         self.record = record
+        # Rows and a key go to a judge: to whom, this command says, not a folder that may be somebody else's.
+        self.judge_is_named = judge_is_named
 
     @classmethod
     def create(
@@ -62,9 +70,9 @@ class Pipeline:
     ) -> Pipeline:
         """A new run in `output_dir`, named after the recipe and the time unless a name is given."""
         stem = Path(recipe).stem
-        name = name or f"{stem}-{now().replace(':', '').replace('+0000', 'Z')}"
+        own = name or f"{stem}-{now().replace(':', '').replace('+0000', 'Z')}"
         world = current_world()
-        made = RunDirectory.create(output_dir, name).folder if world.leads else None
+        made = RunDirectory.create(output_dir, own, numbered=not name).folder if world.leads else None
         directory = RunDirectory(broadcast_object(made, world))
         record = {"recipe": stem, "started": now(), "seconds": {}} | environment()
         return cls(directory, config, sources, placement, record)
@@ -75,18 +83,23 @@ class Pipeline:
         directory = RunDirectory.open(folder)
         record = read_json(directory.folder / "run.json")
         changed = {name: source for name, source in sources.items() if source.startswith("flag ")}
-        return cls(directory, config, sources | record["sources"] | changed, placement, record)
+        sources = sources | record["sources"] | changed
+        return cls(directory, config, sources, placement, record, judge_is_named="eval.judge" in changed)
 
     def start(self) -> None:
         """Data and training, with their records. A run that fails before it has anything leaves nothing."""
-        try:
-            self._write_settings()
-            splits = self._process_data() if self.world.leads else None
-            self._train(broadcast_object(splits, self.world), None)
-        except BaseException:
-            if self.world.leads:
-                self.directory.discard_if_empty()
-            raise
+        with self._held():
+            try:
+                self._write_settings()
+                splits = self._process_data() if self.world.leads else None
+                self._train(broadcast_object(splits, self.world), None)
+            except BaseException:
+                if self.world.leads:
+                    self.directory.discard_if_empty()
+                raise
+
+    def _held(self) -> AbstractContextManager:
+        return self.directory.held() if self.world.leads else nullcontext()
 
     def _process_data(self) -> dict[str, list]:
         data = self._timed("data", lambda: processed(self.config.data, self.config.seed))
@@ -110,17 +123,29 @@ class Pipeline:
         if self._tuner.strategy.rewrites_libraries or (self.placement.gpus and self.world.size > 1):
             del self._tuner
             release_gpu()
-            return launch_training(["--eval-only", str(self.directory.folder)], 1)
-        self._evaluate(self._tuner, self._test)
-        self._record_actual({"evaluation": self.record["seconds"]["evaluation"]})
+            judge = ["--judge", self.config.eval.judge] if self.config.eval.judge and self.judge_is_named else []
+            return launch_training(["--eval-only", str(self.directory.folder), *judge], 1)
+        with self._held():
+            self._evaluate(self._tuner, self._test)
+            self._record_actual({"evaluation": self.record["seconds"]["evaluation"]})
         return 0
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, or from the start where there is none."""
-        checkpoint = last_checkpoint(self.directory.folder / "checkpoints")
-        print(f"going on from {checkpoint or 'the beginning: there is no whole checkpoint'}")
-        self._write_settings()
-        self._train(self.directory.read_splits(), checkpoint)
+        with self._held():
+            checkpoint = last_checkpoint(self.directory.folder / "checkpoints")
+            print(f"going on from {checkpoint or 'the beginning: there is no whole checkpoint'}")
+            self._write_settings()
+            splits = self._read_data(checkpoint) if self.world.leads else None
+            self._train(broadcast_object(splits, self.world), checkpoint)
+
+    def _read_data(self, checkpoint: Path | None) -> dict[str, list]:
+        """The run's own splits; made again where they are not whole and nothing has been learnt from them."""
+        fault = damage_of(self.directory.folder / "splits")
+        if fault and not checkpoint:
+            print(f"splitting the data again: {fault}")
+            return self._process_data()
+        return self.directory.read_splits()
 
     def evaluate_again(self) -> None:
         """Evaluates the saved adapter on the run's own test split."""
@@ -131,9 +156,11 @@ class Pipeline:
             )
         adapter = self.config.replace("model.name", str(self.directory.folder / "lora_model"))
         adapter = adapter.replace("train.strategy", "peft")
-        tuner = self._timed("model", lambda: self._placed(adapter))
-        self._write_settings()
-        self._evaluate(tuner, self.directory.read_splits()["test"])
+        with self._held():
+            test = self.directory.read_splits()["test"]
+            tuner = self._timed("model", lambda: self._placed(adapter))
+            self._write_settings()
+            self._evaluate(tuner, test)
 
     def _placed(self, config: RunConfig) -> LLAMAFineTuner:
         config = config.replace("train.parallel", self.placement.way)
@@ -209,7 +236,8 @@ class Pipeline:
     def _evaluate(self, tuner: LLAMAFineTuner, test: list) -> None:
         from bnft.progress import StageBar
 
-        with StageBar() as bar:
+        again = f"python train.py --eval-only {self.directory.folder}"
+        with StageBar() as bar, interruption_told(f"interrupted; replies so far are kept.\n  Go on with: {again}"):
             evaluator = Evaluator(
                 tuner.model, tuner.tokenizer, self.config, bar.show, self.directory.folder / "generated"
             )
@@ -220,36 +248,21 @@ class Pipeline:
         outcome = Outcome(test, rows, base, tuned, comparisons)
         write_results(self.directory, self.config, self.record, outcome)
         print_results(self.directory.folder, outcome, self.config.seed)
-        self._judge(outcome)
-
-    def _judge(self, outcome: Outcome) -> None:
-        """Asks a language model about the replies, where one is set; what is measured already stays, come what may."""
-        settings = self.config.eval
-        if not settings.judge:
-            return
-        from bnft.judge import ANSWERS, Judge, print_judgement
-        from bnft.judge_client import JudgeClient
-        from bnft.judge_form import Item
-        from bnft.progress import StageBar
-
-        pairs = zip(outcome.rows, outcome.base.replies, outcome.tuned.replies, strict=True)
-        items = [Item(row.id, row.messages, base.text, tuned.text) for row, base, tuned in pairs]
-        chosen = choose_rows(items, settings.judge_samples, self.config.seed)
-        client = JudgeClient(settings.judge, settings.judge_model)
-        with StageBar() as bar:
-            judge = Judge(client, self.directory.path(ANSWERS), bar.show)
-            how = {"bootstrap": settings.bootstrap, "seed": self.config.seed}
-            told = self._timed("judge", lambda: judge.judge(chosen, **how))
-        path = self.directory.path(METRICS)
-        write_json(path, read_json(path) | {"judge": told})
-        self._write_record()
-        print_judgement(told)
+        count_ratings(self.directory.folder, self.config)
+        judge = self.config.eval.judge
+        if judge and self.judge_is_named:
+            self._timed("judge", lambda: ask_judge(self.directory, self.config, outcome))
+            self._write_record()
+        elif judge:
+            print(f"the judge that the run's settings name is asked when you name it: --judge {judge}")
+        elif self.judge_is_named:
+            forget_judge(self.directory.folder)
 
     def _write_settings(self) -> None:
         self.record["sources"] = self.sources
-        if self.world.leads:
-            write_atomically(self.directory.path("config.yaml"), to_yaml(self.config, self.sources))
         self._write_record()
+        if self.world.leads:  # last: a folder with settings is a run that can be gone on with
+            write_atomically(self.directory.path(SETTINGS), to_yaml(self.config, self.sources))
 
     def _write_record(self) -> None:
         if self.world.leads:

@@ -18,8 +18,8 @@ from bnft.metrics import Measure, ratio
 from bnft.rating_form import QUESTIONS
 from bnft.rating_items import PAIRS, of_these, read_items
 from bnft.rating_store import SYSTEMS, RatingStore, Row, key_of
-from bnft.records import write_json
-from bnft.results import METRICS, read_metrics
+from bnft.results import METRICS, changing_metrics, read_metrics
+from bnft.whole_files import write_json
 
 HUMAN = "human"
 CUT = "replies that met the length limit were shown up to their last whole sentence or word"
@@ -37,15 +37,17 @@ def record_summary(folder: Path, bootstrap: int, seed: int) -> dict[str, Any]:
     Raises:
         UserError: there are no ratings of this run's replies.
     """
-    metrics, ratings = read_metrics(folder), RatingStore(folder).read()
-    current = of_these(ratings, read_items(folder))
-    if not current:
-        others = f" ({len(ratings)} are of replies that the run had before)" if ratings else ""
-        raise UserError(
-            f"nobody has rated the replies of {folder}{others}", f"Let people rate them: python -m bnft.rate {folder}"
-        )
-    summary = summarise(current, bootstrap, seed) | {"ratings_of_earlier_replies": len(ratings) - len(current)}
-    write_json(folder / METRICS, metrics | {HUMAN: summary})
+    with changing_metrics(folder):
+        metrics, ratings = read_metrics(folder), RatingStore(folder).read()
+        current = of_these(ratings, read_items(folder))
+        if not current:
+            others = f" ({len(ratings)} are of replies that the run had before)" if ratings else ""
+            raise UserError(
+                f"nobody has rated the replies of {folder}{others}",
+                f"Let people rate them: python -m bnft.rate {folder}",
+            )
+        summary = summarise(current, bootstrap, seed) | {"ratings_of_earlier_replies": len(ratings) - len(current)}
+        write_json(folder / METRICS, metrics | {HUMAN: summary})
     return summary
 
 

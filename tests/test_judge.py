@@ -303,7 +303,7 @@ def test_a_server_that_hangs_is_left(tmp_path):
         took = time.monotonic() - started
         free.set()
     assert told["problems"] == {"timeout": 2}
-    assert took < 10
+    assert took < 15
 
 
 def test_ctrl_c_waits_for_no_server_and_keeps_what_was_said(tmp_path):
@@ -320,7 +320,7 @@ def test_ctrl_c_waits_for_no_server_and_keeps_what_was_said(tmp_path):
         threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             judged(server.url, tmp_path, patience=20)
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 15
         free.set()
     assert [line["id"] for line in lines(tmp_path)] == ["row-0", "row-0"]
 
@@ -346,7 +346,7 @@ def test_a_server_that_drips_is_left(tmp_path):
         started = time.monotonic()
         told = judged(server.url, tmp_path, count=1, patience=0.3)
     assert told["problems"] == {"timeout": 2}
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 15
 
 
 def closed_port():
@@ -517,7 +517,11 @@ def test_a_run_with_a_judge_and_the_same_run_asked_again(tmp_path, tiny, capsys,
         assert metrics["base"]["chrf"]["n"] == 4
         asked = sum(server.asked.values())
         assert len((folder / "judge_answers.jsonl").read_text(encoding="utf-8").splitlines()) == asked
-        assert train.main(["--eval-only", str(folder), "--eval.judge_samples", "all"]) == 0
+        assert train.main(["--eval-only", str(folder)]) == 0  # the folder alone sends nobody anything
+        assert sum(server.asked.values()) == asked
+        assert f"--judge {server.url}" in capsys.readouterr().out
+        assert json.loads((folder / "metrics.json").read_text())["judge"] == metrics["judge"]
+        assert train.main(["--eval-only", str(folder), "--judge", server.url, "--eval.judge_samples", "all"]) == 0
         assert asked < sum(server.asked.values()) <= 8
         assert json.loads((folder / "metrics.json").read_text())["judge"]["rows"]["answered"] == 4
     for path in folder.rglob("*"):
