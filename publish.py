@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
 
-from bnft.config import default_environment
+from bnft.config import path_of
 from bnft.errors import UserError, run_command
 from bnft.flags import Parser
 
@@ -40,12 +39,8 @@ def build_parser() -> Parser:
 
 def read_wishes(flags: Namespace):
     """The flags, checked without a network and before anything slow is imported."""
-    from bnft.hub import check_name
     from bnft.wishes import PARTS, Wishes
 
-    check_name(flags.repo)
-    if flags.space:
-        check_name(flags.space)
     parts = tuple(part.strip() for part in flags.only.split(",")) if flags.only else PARTS
     for part in parts:
         if part not in PARTS:
@@ -54,6 +49,10 @@ def read_wishes(flags: Namespace):
         raise UserError("--dry-run keeps every file and --low-disk keeps none", "Leave one of them out.")
     if flags.compare_rows < 0:
         raise UserError(f"--compare-rows {flags.compare_rows} is no number of rows", "0 compares nothing.")
+    from bnft.hub import check_name
+
+    for name in filter(None, (flags.repo, flags.space)):
+        check_name(name)
     return Wishes(
         flags.repo,
         parts,
@@ -69,9 +68,10 @@ def read_wishes(flags: Namespace):
 
 def open_run(flags: Namespace):
     from bnft.config import resolve
+    from bnft.manifest import refuse_damaged
     from bnft.records import RunDirectory
 
-    latest = Path(flags.output_dir).expanduser() / "latest"
+    latest = path_of(flags.output_dir) / "latest"
     if not flags.run and not latest.exists():
         raise UserError(f"there is no run in {flags.output_dir} to publish", "Make one: python train.py")
     directory = RunDirectory.open(flags.run or latest)
@@ -80,13 +80,13 @@ def open_run(flags: Namespace):
             f"{directory.folder} has no lora_model/ to publish",
             f"Finish it first: python train.py --resume {directory.folder}",
         )
+    refuse_damaged(directory.folder / "lora_model")
     config, _ = resolve(str(directory.folder / "config.yaml"), {})
     return directory, config
 
 
 def run(argv: list[str] | None) -> int:
     flags = build_parser().parse_args(argv)
-    default_environment("HF_HUB_DISABLE_TELEMETRY", "1")
     wishes = read_wishes(flags)
     directory, config = open_run(flags)
     hub = None
@@ -100,6 +100,11 @@ def run(argv: list[str] | None) -> int:
     from bnft.publishing import Publication
 
     publication = Publication(directory, config, wishes, hub, compare_merged)
+    with directory.held():
+        return stage_and_publish(publication, flags)
+
+
+def stage_and_publish(publication, flags: Namespace) -> int:
     staged = publication.stage()
     for repo, folder in staged.items():
         print(f"\n{repo.id} ({repo.kind}), from {folder}")
@@ -110,7 +115,7 @@ def run(argv: list[str] | None) -> int:
         return 0
     print()
     addresses = publication.publish(staged)
-    print("\n" + ("private:" if wishes.private else "public:"))
+    print("\n" + ("private:" if flags.private else "public:"))
     for address in addresses:
         print(f"  {address}")
     return 0

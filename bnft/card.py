@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from bnft.config import REPOSITORY
 from bnft.crisis_cards import help_lines
 from bnft.errors import UserError
@@ -105,12 +107,21 @@ def fill(template: str, context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown; texts of models and people pass through `quoted`
+        finalize=_tame,
     )
-    environment.filters["tojson_plain"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["tojson_plain"] = lambda value: Markup(json.dumps(value, ensure_ascii=False))
+    matter = {name: Markup(text) for name, text in context.items() if name == "front_matter"}  # YAML has its own quotes
     try:
-        return environment.get_template(template).render(context)
+        return environment.get_template(template).render({**context, **matter})
     except UndefinedError as error:
         raise UserError(f"the card {template} lacks a value: {error}", "The run's records are not whole.") from error
+
+
+def _tame(value: Any) -> Any:
+    """A value of a record, which may have come from anywhere, without what would load, link or lay out something."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return value.replace("<", "&lt;").replace("](", "]&#40;").replace("\r", " ").replace("\n", " ")
 
 
 def _front_matter(kind: str, facts: Facts, config: RunConfig, context: Mapping[str, Any]) -> str:

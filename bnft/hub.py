@@ -6,7 +6,6 @@ Knows nothing about what the files mean.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from bnft.errors import ENVIRONMENT, UserError, is_full_disk
 from bnft.hub_answers import LOGIN, explain, is_passing, limit_waiting, reason_of, response_of
+from bnft.hub_files import LocalFile
 
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 300.0  # of a request that the Hub cannot answer now, in seconds
 PATIENCE = 60.0  # seconds after which a Hub that gives no answer at all is not asked again
@@ -33,38 +33,6 @@ class Repo:
 
     id: str
     kind: str = "model"
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """One file to be on the Hub: its hash both as LFS (sha256) and as git (blob id) count it."""
-
-    path: str
-    size: int
-    sha256: str
-    blob_id: str
-    source: Path | CommitOperationAdd
-
-    @classmethod
-    def of(cls, source: Path, path: str) -> LocalFile:
-        size = source.stat().st_size
-        strong, weak = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        with source.open("rb") as file:
-            while block := file.read(1 << 22):
-                strong.update(block)
-                weak.update(block)
-        return cls(path, size, strong.hexdigest(), weak.hexdigest(), source)
-
-    def equals(self, remote) -> bool:
-        if remote is None or remote.size != self.size:
-            return False
-        return remote.lfs.sha256 == self.sha256 if remote.lfs else remote.blob_id == self.blob_id
-
-
-def files_of(folder: Path) -> list[LocalFile]:
-    """Every file of a folder, hashed, by its path in it."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [LocalFile.of(path, path.relative_to(folder).as_posix()) for path in paths]
 
 
 class Hub:
@@ -174,6 +142,11 @@ class Hub:
                 exit_code=ENVIRONMENT,
             )
 
+    def checksums(self, repo: Repo, revision: str | None = None) -> dict[str, str]:
+        """sha256 of every large file in a repository."""
+        remote = self._do(f"listing {repo.id}", lambda: self._remote(repo, revision))
+        return {path: entry.lfs.sha256 for path, entry in remote.items() if entry.lfs}
+
     def check_card(self, repo: Repo, content: str) -> None:
         """Asks the Hub whether it takes a card's front matter; its own client asks one fixed address only.
 
@@ -216,9 +189,17 @@ class Hub:
                 lambda: self.api.update_collection_metadata(collection, private=False),
             )
         except BaseException:
-            for repo in opened:
-                self._set_private(repo, True)
+            self._close(opened)
             raise
+
+    def _close(self, repos: Sequence[Repo]) -> None:
+        """Makes all of them private again; one that cannot be is told of and keeps none of the others open."""
+        for repo in repos:
+            try:
+                self._set_private(repo, True)
+            except UserError as error:
+                place = f"{self.address(repo)}/settings"
+                self.announce(f"{repo.id} may have stayed public; make it private in {place}: {error.message}")
 
     def _set_private(self, repo: Repo, private: bool) -> None:
         self._do(

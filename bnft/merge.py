@@ -17,11 +17,13 @@ from typing import Protocol
 import torch
 
 from bnft.errors import ENVIRONMENT, UserError
-from bnft.model_cache import file_sha256
+from bnft.model_code import INDEX
+from bnft.records import read_json
 from bnft.tensor_files import DTYPES, TensorFile, TensorWriter
+from bnft.whole_files import file_sha256
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
 PREFIX = "base_model.model."
 MERGED = "merged_adapter"  # key of config.json: sha256 of the adapter that is in the weights
 LEAST_FREE = 64 * 2**20  # bytes of disk that are left alone
@@ -74,13 +76,13 @@ class Adapter:
 
 @dataclass
 class Merged:
-    """What a merge did."""
+    """What a merge did; `files` have their sha256."""
 
     dtype: str
     changed: int = 0
     copied: int = 0
     size: int = 0
-    files: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -89,15 +91,14 @@ def read_adapter(folder: Path) -> Adapter:
     Raises:
         UserError: it is of a kind that cannot be merged exactly, with every reason at once.
     """
-    try:
-        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the adapter {folder}: {error}", "Give a folder with a LoRA adapter.") from error
+    settings = read_json(folder / "adapter_config.json")
     problems = [f"{name}: {value!r}" for name, value in settings.items() if name not in UNDERSTOOD and value]
     if settings.get("peft_type") != "LORA":
         problems.append(f"peft_type: {settings.get('peft_type')!r}")
     if settings.get("init_lora_weights") not in PLAIN_STARTS:
         problems.append(f"init_lora_weights: {settings['init_lora_weights']!r}")
+    if not isinstance(settings.get("lora_alpha"), int | float):
+        problems.append(f"lora_alpha: {settings.get('lora_alpha')!r}")
     if problems:
         raise UserError(
             f"the adapter {folder} cannot be merged: {', '.join(problems)}",
@@ -110,6 +111,8 @@ def read_adapter(folder: Path) -> Adapter:
         module, _, kind = key.removeprefix(PREFIX).partition(".lora_")
         if kind in ("B.weight", "embedding_B"):
             a = key.replace(".lora_B.", ".lora_A.").replace(".lora_embedding_B", ".lora_embedding_A")
+            if a not in file.entries:
+                raise UserError(f"the adapter {folder} is damaged: it has {key} without {a}", "Get or make it again.")
             rank = file.entries[a].shape[0]
             updates[f"{module}.weight"] = Update(a, key, _scale(settings, module, rank), kind == "embedding_B")
         elif not kind:
@@ -157,7 +160,6 @@ def merge(
             index |= dict.fromkeys(source.entries, name)
         finally:
             base.release(name)
-        result.files.append(name)
         result.size += (folder / name).stat().st_size
         progress("merge: shards", number + 1, len(base.names))
         if number + 1 == len(base.names) and left:
@@ -165,16 +167,16 @@ def merge(
             raise _does_not_fit(sorted(left))
         finished(folder / name)
     if base.names != [WEIGHTS]:
-        text = json.dumps(
-            {"metadata": {"total_size": result.size}, "weight_map": dict(sorted(index.items()))}, indent=2
-        )
-        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
-        result.files.append(INDEX)
+        _write_json(folder / INDEX, {"metadata": {"total_size": result.size}, "weight_map": index}, result)
     settings = base.settings | {"dtype": result.dtype, MERGED: adapter.sha256}
     settings.pop("torch_dtype", None)  # the older name of dtype
-    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    result.files.append("config.json")
+    _write_json(folder / "config.json", settings, result)
     return result
+
+
+def _write_json(path: Path, value: dict, result: Merged) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    result.files[path.name] = file_sha256(path)
 
 
 def _merge_shard(
@@ -196,6 +198,7 @@ def _merge_shard(
                 else:
                     result.copied += 1
         scratch.rename(path)
+        result.files[path.name] = writer.checksum.hexdigest()
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -220,6 +223,12 @@ def _merged_pieces(adapter: Adapter, source: TensorFile, name: str, target: torc
             change *= update.scale
             # PEFT rounds an embedding's change before it adds it, a matrix's only after.
             values += change.to(target) if update.transposed else change
+        # The least and the largest are found without a second piece in memory, and one that is no number is both.
+        if (factors or name in adapter.replaced) and not torch.stack(values.aminmax()).isfinite().all():
+            raise UserError(
+                f"with the adapter merged into it, {name} holds values that are no finite {target} numbers",
+                "The adapter is damaged, or its training went astray: look at its losses, and train it again.",
+            )
         yield values
 
 

@@ -5,8 +5,8 @@ Composes the rooms; holds no rule of its own about weights, cards or requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import shutil
+from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,23 @@ from bnft.card import Facts, Names, fill, read_run, render, shared
 from bnft.chat_figures import ratings_of, safety_figures
 from bnft.config import from_environment
 from bnft.errors import UserError
-from bnft.hub import Hub, LocalFile, Repo, files_of, token_in_use
+from bnft.hub import Hub, Repo, token_in_use
+from bnft.hub_files import LocalFile, files_of
 from bnft.licences import Licence, licence_declared, licence_of, naming_warning
-from bnft.merge import merge, read_adapter
+from bnft.merge import ADAPTER_WEIGHTS
+from bnft.merged_folder import MergedFolder
 from bnft.models import ModelSource, adapter_base, find_model, load_tokenizer
-from bnft.progress import StageBar
 from bnft.prompts import end_token_ids
-from bnft.records import RunDirectory, read_json, write_json
+from bnft.records import RunDirectory
 from bnft.settings import RunConfig
 from bnft.space import LARGEST_ON_CPU, front_matter, stage_space
-from bnft.staging import generation_defaults, stage_adapter, stage_base, stage_common
+from bnft.staging import clear, generation_defaults, stage_adapter, stage_base, stage_common
 from bnft.upload_scan import scan
+from bnft.whole_files import file_sha256
 from bnft.wishes import Wishes
 
 HUB = "https://huggingface.co"
+CARD, WEIGHTS, SHARDS = "README.md", ".safetensors", "shards"
 SPACE_TOKEN = "BNFT_SPACE_TOKEN"  # of the environment: may only read, for a Space whose model is private
 # This program's own models: name for people, what they are called on the Hub, licence, story.
 OWN = {
@@ -71,6 +74,7 @@ class Publication:
         self.run = directory.folder
         self.lora = self.run / "lora_model"
         self.folder = self.run / "publish"
+        self.merged = MergedFolder(self.folder, self.lora, announce)
         self.ahead: list[LocalFile] = []  # uploaded shard by shard, and no longer on this disk
 
     @cached_property
@@ -81,7 +85,8 @@ class Publication:
     @cached_property
     def base(self) -> tuple[str, LocalBase | HubBase]:
         """Name and weights of the 16-bit base."""
-        return sixteen_bit_base(self.source, self.wishes.base, self.announce, keep=not self.wishes.low_disk)
+        scratch = self.folder / SHARDS if self.wishes.low_disk else None
+        return sixteen_bit_base(self.source, self.wishes.base, self.announce, scratch)
 
     @cached_property
     def names(self) -> Names:
@@ -108,19 +113,24 @@ class Publication:
             self.announce(f"warning: {warning}")
         parts, names = set(self.wishes.parts), self.names
         staged: dict[Repo, Path] = {}
-        if {"merged", "card"} & parts:
-            staged[Repo(names.merged)] = self._common("merged", self._merged_base(), self.base[1])
         if "merged" in parts:
             self._weights()
+        elif "card" in parts:
+            self.merged.check_belongs()
+        if {"merged", "card"} & parts:
+            kept = self.merged.record()["files"]
+            staged[Repo(names.merged)] = self._common("merged", self._merged_base(), self.base[1], kept)
+        if "merged" in parts:
+            self._compare()
         if {"adapter", "card"} & parts:
-            staged[Repo(names.adapter)] = self._common("adapter", names.base, open_base(self.source.base))
+            staged[Repo(names.adapter)] = self._common("adapter", names.base, open_base(self.source.base), ())
             stage_adapter(self.folder / "adapter", self.lora, names.base)
         if {"adapter", "merged"} & parts and names.base == f"{self.wishes.repo}-base":
             staged[Repo(names.base)] = self.folder / "base"
             stage_base(self.folder / "base", open_base(self.source.base), self.lora, self.licence)
         facts = self._facts()
         for folder in staged.values():
-            (folder / "README.md").write_text(render(folder.name, self.run, self.config, facts), encoding="utf-8")
+            (folder / CARD).write_text(render(folder.name, self.run, self.config, facts), encoding="utf-8")
         if "space" in parts:
             staged[Repo(names.space, "space")] = self.folder / "space"
             stage_space(self.folder / "space", self._space_card(facts), self.wishes.hardware)
@@ -135,7 +145,9 @@ class Publication:
         """
         hub, wishes = self._online(), self.wishes
         for repo, folder in staged.items():
-            hub.check_card(repo, (folder / "README.md").read_text(encoding="utf-8"))
+            hub.check_card(repo, (folder / CARD).read_text(encoding="utf-8"))
+            if self._is_card_alone(folder):
+                self._check_weights_there(hub, repo, folder)
         sent = {repo: self._upload(hub, repo, folder) for repo, folder in staged.items()}
         for repo, files in sent.items():
             hub.verify(repo, files, wishes.revision)
@@ -155,15 +167,36 @@ class Publication:
         return self.hub
 
     def _upload(self, hub: Hub, repo: Repo, folder: Path) -> list[LocalFile]:
+        only_card = self._is_card_alone(folder)
         self._create(hub, repo)
-        only_card = self.wishes.parts == ("card",)
-        files = [f for f in files_of(folder) if not only_card or f.path == "README.md"]
+        files = [LocalFile.of(folder / CARD, CARD)] if only_card else files_of(folder)
         if folder.name == "merged":
             files += self.ahead
         message = f"Publish {self.run.name}"
         changed = hub.upload(repo, files, message, self.wishes.revision, whole=not only_card)
         self.announce(f"{repo.id}: {len(changed)} of {len(files)} files were new or changed")
         return files
+
+    def _is_card_alone(self, folder: Path) -> bool:
+        """Whether no part that is asked for sends the weights of this folder."""
+        without = {"merged": {"adapter", "card", "space"}, "adapter": {"card", "space"}}.get(folder.name, set())
+        return without.issuperset(self.wishes.parts)
+
+    def _check_weights_there(self, hub: Hub, repo: Repo, folder: Path) -> None:
+        """A card never goes to weights that it does not tell of.
+
+        Raises:
+            UserError: the repository holds other ones.
+        """
+        told = {ADAPTER_WEIGHTS: file_sha256(self.lora / ADAPTER_WEIGHTS)}
+        if folder.name == "merged":
+            told = self.merged.record()["files"]
+        there = hub.checksums(repo, self.wishes.revision)
+        if wrong := [name for name, sha256 in told.items() if name.endswith(WEIGHTS) and there.get(name) != sha256]:
+            raise UserError(
+                f"the card tells of other weights than those in {repo.id} on the Hub: {', '.join(wrong)}",
+                f"Publish them with it: --only {folder.name},card",
+            )
 
     def _create(self, hub: Hub, repo: Repo) -> None:
         hub.create(repo, **({"space_sdk": "gradio"} if repo.kind == "space" else {}))
@@ -183,26 +216,18 @@ class Publication:
             )
 
     def _weights(self) -> None:
-        """The merged weights: made now, or left from before when adapter and base are the same."""
-        adapter, (name, base) = read_adapter(self.lora), self.base
-        target, record_path = self.folder / "merged", self.folder / "merged.json"
-        target.mkdir(parents=True, exist_ok=True)
-        key = {"adapter": adapter.sha256, "base": name}
-        record = read_json(record_path) if record_path.is_file() else {}
-        whole = all((target / file).is_file() for file in record.get("files", ()))
-        if record.get("key") == key and whole and not self.wishes.low_disk:
-            self.announce("the merged weights are as they were: not made again")
+        shutil.rmtree(self.folder / SHARDS, ignore_errors=True)  # of a publication that was killed
+        name, base = self.base
+        if self.wishes.low_disk:
+            self.merged.make_anew(name, base, finished=self._send_ahead)
         else:
-            self.announce(f"merging into {name}, {base.size() / 2**30:.2f} GiB")
-            send = self._send_ahead if self.wishes.low_disk else lambda path: None
-            with StageBar() as bar:
-                record = {"key": key, **asdict(merge(adapter, base, target, finished=send, progress=bar.show))}
-            write_json(record_path, record)
-        if "comparison" not in record and self.wishes.compare_rows and not self.wishes.low_disk:
+            self.merged.make(name, base)
+
+    def _compare(self) -> None:
+        rows = self.wishes.compare_rows
+        if rows and not self.wishes.low_disk:
             test = self.directory.read_splits()["test"]
-            rows = self.wishes.compare_rows
-            record["comparison"] = self.compare(self.config, str(self.lora), str(target), test, rows)
-            write_json(record_path, record)
+            self.merged.compare(lambda adapter, merged: self.compare(self.config, adapter, merged, test, rows))
 
     def _send_ahead(self, shard: Path) -> None:
         hub, repo = self._online(), Repo(self.names.merged)
@@ -211,13 +236,8 @@ class Publication:
         self.ahead.append(hub.send_ahead(repo, shard, shard.name, self.wishes.revision))
         shard.unlink()
 
-    def _merged_record(self) -> dict[str, Any]:
-        """What the merge did, from this call or an earlier one."""
-        path = self.folder / "merged.json"
-        return read_json(path) if path.is_file() else {}
-
     def _merged_size(self) -> int:
-        return self._merged_record().get("size", 0)
+        return self.merged.record().get("size", 0)
 
     def _merged_base(self) -> str:
         """The repository of the weights that were merged into."""
@@ -226,8 +246,9 @@ class Publication:
             return self.names.base
         return self.base[0]
 
-    def _common(self, part: str, base: str, weights: LocalBase | HubBase) -> Path:
+    def _common(self, part: str, base: str, weights: LocalBase | HubBase, keep: Container[str]) -> Path:
         """Everything of a model's folder but weights and card; its base by name, and for its settings."""
+        clear(self.folder / part, keep)
         tokenizer = load_tokenizer(ModelSource("", self.source.base, str(self.lora), self.source.revision))
         generation = generation_defaults(weights, self.config, end_token_ids(tokenizer), tokenizer.pad_token_id)
         notes = {
@@ -240,12 +261,7 @@ class Publication:
         return self.folder / part
 
     def _facts(self) -> Facts:
-        record = self._merged_record()
-        if "card" in self.wishes.parts and not record and "merged" not in self.wishes.parts:
-            raise UserError(
-                "the card of the merged model tells what merging did, and nothing was merged yet",
-                "Publish the weights first: --only merged",
-            )
+        record = self.merged.record()
         shown, upstream, _, story = OWN.get(self.source.name, (self.names.base, "", "", ""))
         return Facts(
             names=self.names,

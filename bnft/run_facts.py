@@ -6,6 +6,7 @@ A value that the records lack is an error with its name. Knows nothing about tem
 from __future__ import annotations
 
 import random
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,9 @@ MAIN = {
 # Board power in watts, from the makers' data sheets; the energy told is this times the time.
 WATTS = {"T4": 70, "P100": 250, "V100": 300, "L40S": 350, "L4": 72, "A10G": 300, "A100": 400, "H100": 700, "H200": 700}
 WATTS_OF_ANOTHER_GPU, WATTS_A_CORE = 300, 15
+
+# What Markdown makes a link without being asked to, and the sign of a formula.
+_LIVE = re.compile(r"(?<=http):|(?<=https):|(?<=ftp):|(?<=www)\.|[@$]", re.IGNORECASE)
 
 
 def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
@@ -89,6 +93,11 @@ def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
         raise UserError(
             f"the records of {folder} lack {error.args[0]!r}, which the card has to say",
             f"Finish and measure the run: python train.py --resume {folder}",
+        ) from error
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        raise UserError(
+            f"the records of {folder} are damaged, a value is of another kind than it was written as: {error}",
+            f"Measure the run again: python train.py --eval-only {folder}",
         ) from error
 
 
@@ -138,8 +147,9 @@ def samples(rows: Sequence[Mapping[str, str]], seed: int, count: int = SAMPLES) 
 
 def quoted(text: str) -> str:
     """Somebody's text inside a Markdown quotation: no markup of its own, one paragraph."""
-    for sign in "\\`*_[]<>#|":
+    for sign in "\\`*_[]<>#|~":
         text = text.replace(sign, f"\\{sign}" if sign != "<" else "&lt;")
+    text = _LIVE.sub(lambda sign: f"&#{ord(sign[0])};", text)
     return " ".join(text.split()) or "(nothing)"
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
 from bnft.base_weights import SIDE_FILES, HubBase, LocalBase
+from bnft.errors import UserError
 from bnft.licences import Licence
-from bnft.merge import ADAPTER_WEIGHTS, INDEX
+from bnft.merge import ADAPTER_WEIGHTS
+from bnft.model_code import INDEX
 from bnft.models import ADAPTER_NOTES
-from bnft.records import write_json
 from bnft.settings import RunConfig
+from bnft.whole_files import write_atomically, write_json
 
 TOKENIZER = (
     "tokenizer.json",
@@ -27,6 +29,14 @@ TOKENIZER = (
     "tokenizer.model",
 )
 PLOTS = ("loss.png", "base_against_tuned.png")
+
+
+def clear(folder: Path, keep: Container[str] = ()) -> None:
+    """Takes away what an earlier publication, or one that was killed, has left; all of a folder is uploaded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def generation_defaults(
@@ -49,7 +59,6 @@ def generation_defaults(
 
 def stage_common(folder: Path, run: Path, generation: dict[str, Any], notes: dict[str, Any], licence: Licence) -> None:
     """What adapter and merged model share: all but weights and card."""
-    folder.mkdir(parents=True, exist_ok=True)
     copy_files(run / "lora_model", folder, TOKENIZER)
     write_json(folder / "generation_config.json", generation)
     write_json(folder / ADAPTER_NOTES, notes)
@@ -69,8 +78,7 @@ def stage_adapter(folder: Path, lora: Path, base: str) -> None:
 
 def stage_base(folder: Path, base: LocalBase, lora: Path, licence: Licence) -> None:
     """The base as it is, with the tokenizer that the adapter was trained with; weights are linked, not copied."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    clear(folder)
     for name in (*base.names, INDEX, *SIDE_FILES):
         if base.side_file(name):
             _link(base.folder / name, folder / name)
@@ -80,9 +88,13 @@ def stage_base(folder: Path, base: LocalBase, lora: Path, licence: Licence) -> N
 
 def copy_files(source: Path, folder: Path, names: Iterable[str]) -> None:
     for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-            os.chmod(folder / name, 0o644)
+        path = source / name
+        if not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(source.resolve()):  # it could be any file of its owner's
+            raise UserError(f"{path} is a link to {path.resolve()}", "Put there what is to be published.")
+        shutil.copyfile(path, folder / name)
+        os.chmod(folder / name, 0o644)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -94,4 +106,4 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_notice(folder: Path, licence: Licence) -> None:
     if licence.notice:
-        (folder / "NOTICE").write_text(licence.notice + "\n", encoding="utf-8")
+        write_atomically(folder / "NOTICE", licence.notice + "\n")  # never into a file that is linked to the base's

@@ -24,7 +24,8 @@ KEYS = {
 RATINGS = re.compile(r"(?:kto|dpo)\.jsonl|ratings?[\w.-]*\.(?:csv|jsonl?)")
 PRIVATE = re.compile(r"\.env(?:\..*)?|.*\.pem|.*\.key|id_rsa.*|(?:train|validation|test)\.jsonl|corpus.*\.csv")
 WINDOW = 40  # characters of a text that must not be found again: longer than any set phrase
-NUMBERS = (".safetensors", ".png", ".ttf", ".woff2")  # not text
+NUMBERS = (".safetensors", ".png", ".ttf", ".woff2")  # no sentence stands in them
+LARGEST_DIRECTORY = 100 * 10**6  # bytes, by safetensors' own rule
 TOO_LARGE = 4 * 2**20  # bytes: a tokenizer's vocabulary, in which no sentence stands
 
 
@@ -47,18 +48,25 @@ def scan(folder: Path, secrets: Iterable[str], corpus: Iterable[str]) -> None:
             found.append(f"{name}: people's ratings")
         if PRIVATE.fullmatch(path.name):
             found.append(f"{name}: a file that is never published")
-        if path.suffix in NUMBERS:
-            continue
-        content = path.read_bytes()
+        content = _may_be_text(path)
         found += [f"{name}: {kind}" for kind, pattern in KEYS.items() if pattern.search(content)]
         found += [f"{name}: the token in use" for secret in secrets if secret in content]
-        if len(content) <= TOO_LARGE and _holds(content.decode("utf-8", "replace"), starts):
+        sentences = path.suffix not in NUMBERS and len(content) <= TOO_LARGE
+        if sentences and _holds(content.decode("utf-8", "replace"), starts):
             found.append(f"{name}: text of the corpus")
     if found:
         raise UserError(
             "nothing was uploaded, for the folder holds what must not be published:\n    " + "\n    ".join(found),
             f"Take it out of {folder} or of what it was made from.",
         )
+
+
+def _may_be_text(path: Path) -> bytes:
+    """A file; of weights their directory, in which anything can be noted."""
+    with path.open("rb") as file:
+        if path.suffix != ".safetensors":
+            return file.read()
+        return file.read(min(int.from_bytes(file.read(8), "little"), LARGEST_DIRECTORY))
 
 
 def _holds(text: str, starts: set[str]) -> bool:

@@ -10,7 +10,8 @@ from huggingface_hub import constants
 from bnft import hub as hub_module
 from bnft import hub_answers
 from bnft.errors import UserError
-from bnft.hub import Hub, LocalFile, Repo, check_name, files_of
+from bnft.hub import Hub, Repo, check_name
+from bnft.hub_files import LocalFile, files_of
 from tests.hub_server import running_hub
 
 MODEL, SPACE = Repo("user/bn-empathy"), Repo("user/bn-empathy-chat", "space")
@@ -161,6 +162,28 @@ def test_nothing_is_left_half_public(hub, server, folder):
     assert not server.repo(old.id).private
     hub.make_public([old, MODEL, SPACE], slug)
     assert not server.repo(SPACE.id, "space").private
+
+
+def test_one_that_cannot_be_closed_again_keeps_no_other_open(hub, server, folder, told):
+    """The token is taken back in the middle: one repository opens, but cannot be closed, nor the next one opened."""
+    send(hub, folder)
+    send(hub, folder, SPACE)
+    other = Repo("user/other")
+    send(hub, folder, other)
+    slug = hub.collect("bn-empathy", "user", [MODEL, other, SPACE])
+    server.fail("PUT", "/spaces/.*/settings", 401, times=10)
+    opened = hub._set_private
+
+    def first_cannot_be_closed(repo, private):
+        if (repo, private) == (MODEL, True):
+            server.fail("PUT", f"/{MODEL.id}/settings", 401)
+        opened(repo, private)
+
+    hub._set_private = first_cannot_be_closed
+    with pytest.raises(UserError, match="hf auth login"):
+        hub.make_public([MODEL, other, SPACE], slug)
+    assert server.repo(other.id).private
+    assert [line.partition(" may have stayed public")[0] for line in told] == [MODEL.id, SPACE.id]
 
 
 def test_a_file_that_differs_on_the_hub_is_named(hub, server, folder):

@@ -21,8 +21,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import train
-from bnft.config import REPOSITORY
+from bnft.config import REPOSITORY, resolve
+from bnft.errors import UserError
+from bnft.publishing import Publication
+from bnft.records import RunDirectory
+from bnft.wishes import Wishes
 from tests.hub_server import running_hub, wait_for
+from tests.test_hub import hub, told  # noqa: F401 (fixtures)
 
 REPO = "user/bn-empathy"
 PROMPT = "আজ মনটা ভালো নেই।"
@@ -241,6 +246,13 @@ def test_on_a_small_disk_no_merged_shard_stays(run, person, server):
     assert "small disk" in card_of(server, REPO)[1]
 
 
+def name_base(run, base):
+    """Gives the adapter another base, as somebody does who knows what they do."""
+    notes = json.loads((run / "lora_model" / "bnft.json").read_text())
+    (run / "lora_model" / "bnft.json").write_text(json.dumps(notes | {"base_model": base}))
+    (run / "lora_model" / "manifest.json").unlink()
+
+
 @pytest.mark.slow
 def test_a_four_bit_base_on_the_hub_is_merged_through_its_16_bit_twin(run, person, server, tiny, tmp_path):
     """As for unsloth's Llama: trained on NAME-bnb-4bit, merged into NAME, one downloaded shard at a time."""
@@ -251,9 +263,7 @@ def test_a_four_bit_base_on_the_hub_is_merged_through_its_16_bit_twin(run, perso
     server.add("somebody/Llama-3.1-tiny", files)
     settings = json.loads(files["config.json"]) | {"quantization_config": {"quant_method": "bitsandbytes"}}
     server.add("somebody/Llama-3.1-tiny-bnb-4bit", {"config.json": json.dumps(settings).encode()})
-    notes = json.loads((run / "lora_model" / "bnft.json").read_text())
-    notes["base_model"] = "somebody/Llama-3.1-tiny-bnb-4bit"
-    (run / "lora_model" / "bnft.json").write_text(json.dumps(notes))
+    name_base(run, "somebody/Llama-3.1-tiny-bnb-4bit")
     output = person.publishes(run, "--low-disk", "--only", "adapter,merged")
     assert "base: somebody/Llama-3.1-tiny, the 16-bit weights behind somebody/Llama-3.1-tiny-bnb-4bit" in output
     assert "you shall also include “Llama” at the beginning" in output
@@ -300,21 +310,74 @@ def test_only_the_cards_change_with_only_card(published):
         person.publishes(run, "--only", "card")
 
 
+def tells(server, name):
+    """Weights and card of a repository."""
+    files = server.repo(name).files()
+    return {path: entry["oid"] for path, entry in files.items() if path.endswith((".safetensors", "README.md"))}
+
+
 @pytest.mark.slow
-def test_ctrl_c_in_mid_upload_leaves_nothing_public_and_a_rerun_completes(run, person, server):
+def test_no_card_goes_to_weights_that_it_does_not_tell_of(run, server, hub, tiny, monkeypatch):  # noqa: F811
+    """In this process, with its own publications: the command's flags are tried above."""
+    monkeypatch.setenv("BNFT_CACHE", str(Path(tiny.base).parent.parent))
+    directory, config = RunDirectory(run), resolve(str(run / "config.yaml"), {})[0]
+
+    def publish(*parts, low_disk=False):
+        wishes = Wishes(REPO, parts, low_disk=low_disk, compare_rows=0)
+        publication = Publication(directory, config, wishes, hub, None, lambda text: None)
+        publication.publish(publication.stage())
+
+    publish("merged", "adapter", "card", low_disk=True)
+    before = tells(server, REPO)
+    publish("adapter", "card")
+    assert tells(server, REPO).keys() == before.keys(), "weights that are on no disk any more stay on the Hub"
+    # somebody else's weights
+    repo = server.repo(f"{REPO}-lora")
+    repo.commit("main", repo.files() | {"adapter_model.safetensors": server._entry(b"other", True)}, "by hand")
+    before = tells(server, REPO), tells(server, f"{REPO}-lora")
+    with pytest.raises(UserError, match=f"other weights than those in {REPO}-lora"):
+        publish("card")
+    # another adapter in the run's place, measured, but not merged
+    flip(run / "lora_model" / "adapter_model.safetensors")
+    metrics = json.loads((run / "metrics.json").read_text())
+    with pytest.raises(UserError, match="measured with other weights"):
+        publish("card")
+    del metrics["adapter"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    for parts in (("card",), ("adapter", "card"), ("card", "space")):
+        with pytest.raises(UserError, match="was not merged yet"):
+            publish(*parts)
+    assert (tells(server, REPO), tells(server, f"{REPO}-lora")) == before
+    publish("merged", "card")
+    assert tells(server, REPO)["model.safetensors"] != before[0]["model.safetensors"]
+    assert tells(server, f"{REPO}-lora")["adapter_model.safetensors"] != before[1]["adapter_model.safetensors"]
+
+
+@pytest.mark.slow
+def test_one_publication_of_a_run_at_a_time(run, person, server):
+    with RunDirectory(run).held():
+        assert "another process is at work in the run" in person.publishes(run, "--dry-run", code=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_an_end_in_mid_upload_leaves_nothing_public_and_a_rerun_completes(run, person, server, number, code):
     server.fail("POST", "/commit/", 503, times=10_000)
     process = person.start("publish.py", "--repo", REPO, "--run", run, "--compare-rows", "0")
     wait_for(lambda: any("/commit/" in request for request in list(server.requests)), 240)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    assert process.returncode == code, output
     assert "Traceback" not in output
     assert all(repo.private for repo in server.repos.values())
+    assert all(set(repo.files()) == {".gitattributes"} for repo in server.repos.values())
     server.faults.clear()
     sent = list(server.uploaded)
+    (run / "publish" / "merged" / ".bnft.json.part").write_text("{")  # as a process leaves it that is killed in writing
     assert "not made again" in person.publishes(run, "--compare-rows", "0")
     assert not any(repo.private for repo in server.repos.values())
     assert len(set(server.uploaded)) == len(server.uploaded) > len(sent), "bytes were sent twice"
+    assert not [path for repo in server.repos.values() for path in repo.files() if path.endswith(".part")]
 
 
 @pytest.mark.slow
@@ -384,16 +447,19 @@ def test_a_disk_that_fills_up_between_two_shards(run, person, server, tiny, smal
     files["model.safetensors.index.json"] = json.dumps({"weight_map": places}).encode()
     files["config.json"] = (Path(tiny.base) / "config.json").read_bytes()
     server.add("somebody/tiny", files)
-    notes = json.loads((run / "lora_model" / "bnft.json").read_text())
-    (run / "lora_model" / "bnft.json").write_text(json.dumps(notes | {"base_model": "somebody/tiny"}))
-    person.environment["TMPDIR"] = str(disk)
+    name_base(run, "somebody/tiny")
+    shards = run / "publish" / "shards"
+    shards.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", disk, shards], check=True)
     assert resize("400k")
-    output = person.publishes(run, "--low-disk", "--only", "merged", code=1)
+    try:
+        output = person.publishes(run, "--low-disk", "--only", "merged", code=1)
+    finally:
+        subprocess.run(["umount", shards], check=True)
     assert "the disk is full" in output
     assert len(server.uploaded) == 1
     assert server.repo(REPO).private
     assert not list(disk.iterdir()), "what was downloaded in part keeps the disk full"
-    assert resize("200m")
     sent = list(server.uploaded)
     person.publishes(run, "--low-disk", "--only", "merged")
     assert not server.repo(REPO).private
@@ -411,6 +477,12 @@ def test_a_key_in_a_file_stops_everything(run, person, server):
     assert "metrics.json: a Hugging Face token" in output
     assert "a" * 34 not in output
     assert server.repos == {}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
 
 
 def strip(path, *keys):
@@ -431,6 +503,7 @@ def strip(path, *keys):
         (lambda run: (run / "plots" / "loss.png").unlink(), "plots/loss.png"),
         (lambda run: shutil.rmtree(run / "lora_model"), "no lora_model/"),
         (lambda run: shutil.rmtree(run), "no run folder"),
+        (lambda run: flip(run / "lora_model" / "adapter_model.safetensors"), "checksum of adapter_model.safetensors"),
     ],
 )
 def test_a_run_that_is_not_whole_is_refused(run, person, server, harm, said):
@@ -440,8 +513,7 @@ def test_a_run_that_is_not_whole_is_refused(run, person, server, harm, said):
 
 
 def test_a_base_that_is_gone_is_told(run, person, server):
-    notes = json.loads((run / "lora_model" / "bnft.json").read_text())
-    (run / "lora_model" / "bnft.json").write_text(json.dumps(notes | {"base_model": "somebody/gone"}))
+    name_base(run, "somebody/gone")
     output = person.publishes(run, code=2)
     assert "somebody/gone" in output
     assert server.repos == {}
