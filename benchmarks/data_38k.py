@@ -19,9 +19,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bnft.data import DatasetProcessor, format_report
-from bnft.settings import DataConfig
-
 CONSONANTS, SIGNS = "কখগঘচছজঝটঠডঢতথদধনপফবভমযরলশষসহ", ["", "া", "ি", "ী", "ু", "ে", "ো", "্র"]
 COUNSELLING_SHARE = 0.08
 
@@ -59,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=38_000)
     rows = parser.parse_args(argv).rows
+    from bnft.data import DatasetProcessor, format_report
+    from bnft.settings import DataConfig
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "made_up.csv"
         write_rows(path, rows, random.Random(1))

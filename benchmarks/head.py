@@ -13,11 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from bnft.head import products
 
 
 def milliseconds(work, turns: int = 7) -> float:
@@ -35,6 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=262_144)
     parser.add_argument("--columns", type=int, default=640)
     args = parser.parse_args(argv)
+    import torch
+
+    from bnft.head import products
+
     weight = torch.randn(args.rows, args.columns)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {args.rows} x {args.columns}")
     print("| tokens | hidden @ weight.T | in slices, head on the left | ratio |\n| --- | --- | --- | --- |")

@@ -40,7 +40,7 @@ def measure(options) -> None:
         import torch
         from torch import distributed
 
-        from bnft.trainer import StepSampler
+        from bnft.steps import StepSampler
 
         vocabulary = json.loads((options.folder / "config.json").read_text())["vocab_size"]
         rows = train_gpu.make_rows(options.steps * STEP_ROWS, vocabulary)

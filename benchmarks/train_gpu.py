@@ -124,7 +124,7 @@ def padded(options, rows: list[dict], unsloth: bool):
     from torch.utils.data import SequentialSampler
 
     from bnft.config import resolve
-    from bnft.trainer import StepSampler
+    from bnft.steps import StepSampler
 
     flags = {"model.name": str(options.folder), "model.dtype": options.dtype}
     flags |= {"train.strategy": "unsloth" if unsloth else "peft", "train.parallel": options.parallel}
@@ -201,7 +201,7 @@ def measure(options) -> dict:
         torch.cuda.reset_peak_memory_stats()
     with profiled(options.profile):
         trainer.train()
-    from bnft.trainer import StepSampler
+    from bnft.steps import StepSampler
 
     steps = list(StepSampler(len(rows), STEP_ROWS, 3407))[WARM_UP : options.steps]
     seconds = callback.ends[-1] - callback.ends[WARM_UP - 1]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from bnft.errors import UserError
-from bnft.merge import INDEX, WEIGHTS
+from bnft.merge import WEIGHTS
+from bnft.model_code import INDEX, shards_of
 from bnft.models import ModelSource, hub_errors
 
 FOUR_BIT_ENDINGS = ("-unsloth-bnb-4bit", "-bnb-4bit")  # as in unsloth's names on the Hub
@@ -29,7 +29,7 @@ class LocalBase:
         index = folder / INDEX
         self.names = [WEIGHTS]
         if index.is_file():
-            self.names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            self.names = shards_of(index)
         elif not (folder / WEIGHTS).is_file():
             self.names = sorted(path.name for path in folder.glob("*.safetensors"))
 
@@ -48,25 +48,23 @@ class LocalBase:
 
 
 class HubBase:
-    """A base on the Hub: into the Hub's cache, or with `keep=False` one shard at a time and gone after use."""
+    """A base on the Hub: into the Hub's cache, or into `scratch`, where one shard is at a time and gone after use."""
 
-    def __init__(self, repo: str, revision: str | None = None, keep: bool = True):
-        self.repo, self.revision, self.keep = repo, revision, keep
-        self._scratch: Path | None = None
+    def __init__(self, repo: str, revision: str | None = None, scratch: Path | None = None):
+        self.repo, self.revision, self.scratch = repo, revision, scratch
         self.settings = json.loads(self._download("config.json").read_text(encoding="utf-8"))
         index = self.side_file(INDEX)
         self.names = [WEIGHTS]
         if index:
-            self.names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            self.names = shards_of(index)
 
     def fetch(self, name: str) -> Path:
-        if not self.keep:
-            self._scratch = Path(tempfile.mkdtemp(prefix="bnft-base-"))
-        return self._download(name, self._scratch)
+        self.release(name)  # what a killed program has left
+        return self._download(name, self.scratch)
 
     def release(self, name: str) -> None:
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def size(self) -> int:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -92,25 +90,26 @@ class HubBase:
             return Path(hf_hub_download(self.repo, name, revision=self.revision, local_dir=folder))
 
 
-def open_base(name: str, revision: str | None = None, keep: bool = True) -> LocalBase | HubBase:
+def open_base(name: str, revision: str | None = None, scratch: Path | None = None) -> LocalBase | HubBase:
     """The weights of a folder or a Hub id."""
-    return LocalBase(Path(name)) if Path(name).is_dir() else HubBase(name, revision, keep)
+    return LocalBase(Path(name)) if Path(name).is_dir() else HubBase(name, revision, scratch)
 
 
 def sixteen_bit_base(
-    source: ModelSource, asked: str | None, announce: Callable[[str], None], keep: bool = True
+    source: ModelSource, asked: str | None, announce: Callable[[str], None], scratch: Path | None = None
 ) -> tuple[str, LocalBase | HubBase]:
     """Name and weights of the base to merge into.
 
     Args:
         source: the adapter's base, as `find_model` gives it.
         asked: what the user named with --base; wins.
+        scratch: for shards that are downloaded one at a time; without it they come into the Hub's cache.
 
     Raises:
         UserError: the base is quantised and no 16-bit one is known.
     """
     name = asked or source.base
-    base = open_base(name, None if asked else source.revision, keep)
+    base = open_base(name, None if asked else source.revision, scratch)
     if not base.settings.get("quantization_config"):
         return name, base
     if not asked:
@@ -118,7 +117,7 @@ def sixteen_bit_base(
             if name.endswith(ending):
                 found = name.removesuffix(ending)
                 announce(f"base: {found}, the 16-bit weights behind {name} (--base names another)")
-                return found, open_base(found, None, keep)
+                return found, open_base(found, None, scratch)
     raise UserError(
         f"the base {name} is quantised, and an adapter is never merged into quantised weights",
         "Name the 16-bit weights that it was made from: --base OWNER/NAME or a folder.",

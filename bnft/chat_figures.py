@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from bnft.errors import UserError
-from bnft.feedback import RATINGS
+from bnft.feedback import RATINGS, read_rows
 from bnft.safety import DATA
 
 SAFETY_FIGURES = DATA / "safety_figures.json"
@@ -53,6 +53,5 @@ def ratings_of(model: str, folder: Path) -> dict[str, int] | None:
     path = folder / RATINGS
     if not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    labels = [row["label"] for row in rows if row.get("model") == model]
+    labels = [row.get("label") is True for row in read_rows(path) if row.get("model") == model]
     return {"total": len(labels), "liked": sum(labels)} if labels else None

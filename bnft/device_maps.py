@@ -13,6 +13,7 @@ import torch
 
 from bnft.errors import UserError
 from bnft.memory_plan import CONTEXT, FRAGMENTATION, GIB, Method, ModelFacts, memory_of, read_facts
+from bnft.model_code import refuse_code_of
 from bnft.models import ModelSource, find_model, hub_errors, resolve_dtype
 from bnft.placement import Placement, check_free_memory
 from bnft.plan import Gpu
@@ -89,6 +90,7 @@ def empty_model(source: ModelSource, config: RunConfig) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with hub_errors(source.base):
+        refuse_code_of(source.base, source.revision)
         settings = AutoConfig.from_pretrained(source.base, revision=source.revision, trust_remote_code=False)
     dtype, _ = resolve_dtype(config.model.dtype)
     with init_empty_weights():

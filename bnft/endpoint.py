@@ -47,8 +47,15 @@ class EndpointSource:
     def __init__(
         self, url: str, model: str | None = None, first_word: float = FIRST_WORD, next_word: float = NEXT_WORD
     ):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        # The address is printed and logged, so nothing in it may be a secret; such a one is not repeated here either.
+        if "@" in url or "?" in url or "#" in url:
+            raise UserError("--endpoint holds more than an address", "Give it like http://127.0.0.1:8000/v1")
+        try:
+            parts = urlsplit(url)
+            whole = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+        except ValueError:
+            whole = False
+        if not whole:
             raise UserError(f"--endpoint {url!r} is no URL", "Give it like http://127.0.0.1:8000/v1")
         self.url = url.rstrip("/")
         if not parts.path.rstrip("/"):

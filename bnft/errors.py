@@ -7,13 +7,18 @@ Knows nothing about models, data or configuration.
 from __future__ import annotations
 
 import errno
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 BAD_INPUT = 2
 ENVIRONMENT = 1
 
 FREE_SPACE = "Free some space, or choose another --output-dir (runs) or BNFT_CACHE (prepared models)."
+FORBIDDEN = "Choose a place that may be read and written, or change its permissions."
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 # safetensors and torch.save tell a full disk in words only.
 _FULL_IN_WORDS = ("os error 28", "PytorchStreamWriter failed writing")
 
@@ -62,11 +67,29 @@ def use_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds the program as Ctrl+C does, so that what is half done is taken back."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame) -> None:
+    raise Interrupted(128 + number, "ended")
+
+
 def run_command(main: Callable[[], int]) -> int:
     """Runs an entry script's body and returns its exit status; a `UserError` becomes one message on stderr."""
     use_utf8()
     try:
-        return main()
+        with ending_on_sigterm():
+            return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -80,5 +103,8 @@ def run_command(main: Callable[[], int]) -> int:
         if is_full_disk(error):
             where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
             print(f"error: the disk is full{where}\n  {FREE_SPACE}", file=sys.stderr)
+            return ENVIRONMENT
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename:
+            print(f"error: {error.filename}: {error.strerror}\n  {FORBIDDEN}", file=sys.stderr)
             return ENVIRONMENT
         raise

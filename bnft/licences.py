@@ -81,8 +81,10 @@ def licence_of(licence_id: str, page: str = "", label: str = "", link: str = "")
         return KNOWN[licence_id]
     if licence_id not in ("", "other"):
         return Licence(id=licence_id, name=licence_id)
-    if link and page and "://" not in link:
+    if page and link and ":" not in link:
         link = f"{page}/blob/main/{link}"
+    if not link.startswith(("https://", "http://")):
+        link = ""
     told = "" if label else "; this program could not tell which one that is"
     return Licence(
         id="other",

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnft.records import write_atomically
+from bnft.whole_files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from jinja2 import TemplateError
+
 from bnft.errors import UserError
 
 IGNORED = -100  # label of a token that carries no loss, as in torch.nn.CrossEntropyLoss
@@ -104,7 +106,12 @@ def _pieces(tokenizer, messages: Sequence[dict], add_generation_prompt: bool) ->
             "the tokenizer has no chat template", "Take an instruct model, or give its tokenizer a chat template."
         )
     marked = [{**m, "content": f"{_OPEN}{i}{_CLOSE}"} for i, m in enumerate(messages)]
-    rendered = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        rendered = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except (TemplateError, TypeError) as error:
+        raise UserError(
+            f"the tokenizer's chat template cannot be used: {error}", "Take a model with another chat template."
+        ) from error
     pieces = []
     position = 0
     for mark in _MARK.finditer(rendered):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bnft.config import default_environment, resolve
+from bnft.config import resolve
 from bnft.errors import run_command
 from bnft.flags import Parser, add_address_flags
 
@@ -48,7 +48,6 @@ def run(argv: list[str] | None) -> int:
 
         print_summary(record_summary(folder, config.eval.bootstrap, config.seed))
         return 0
-    default_environment("GRADIO_ANALYTICS_ENABLED", "False")
     demo = open_page(folder, config.seed)
     from bnft.rating_page import rating_look
     from bnft.ui_look import serve, stay_open

@@ -130,10 +130,6 @@ def say(key: str, **values: object) -> str:
     return _SENTENCES[key].format(**shown)
 
 
-def sentence_keys() -> list[str]:
-    return list(_SENTENCES)
-
-
 def valid_answers(answers: dict[str, object]) -> tuple[dict[str, str], list[str]]:
     """Answers as they are kept, and the names of those that are missing; an impossible value counts as missing.
 

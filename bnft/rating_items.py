@@ -114,7 +114,7 @@ def read_items(folder: Path) -> list[Item]:
 def decoding_of(folder: Path) -> str:
     """How the replies were made, as one value of ratings.csv."""
     words = ";".join(f"{name}={value}" for name, value in read_metrics(folder)["decoding"].items())
-    return regex.sub(r"[,\"\s]+", " ", words)[:200]
+    return regex.sub(r"^\W+|[,\"\s]+", " ", words).strip()[:200]
 
 
 def shown(reply: str, cut_off: bool) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 
 from bnft.crisis_cards import help_lines
+from bnft.errors import UserError
 from bnft.rating_form import (
     LONGEST_NAME,
     NATIVE,
@@ -140,7 +141,7 @@ class RatingPage:
             )
         try:
             self.store.append(comparison.columns(known["rater"]) | known | kept | self.fixed | {"time": now()})
-        except OSError:
+        except (OSError, UserError):
             log.exception("a rating could not be kept")
             return self._say("failed")
         return self._next(known) | self._say("round_done" if comparison.place == comparison.of else "kept_one")

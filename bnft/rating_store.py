@@ -6,6 +6,7 @@ quote or a line break, so a torn line can never swallow its neighbours. Knows no
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from bnft.rating_form import NATIVE, PREFERENCES, QUESTIONS, RATER, REGIONS
 
 RATINGS = "ratings.csv"
 SYSTEMS = ("tuned", "base", "reference")
+MAX_BYTES = 20 * 2**20  # of ratings.csv, some 100,000 ratings: a shared page must not be able to fill the disk
 
 
 def _one_of(names) -> str:
@@ -26,7 +28,7 @@ def _one_of(names) -> str:
 
 # Column -> all that may stand in it. The time comes last: it has one length, so a line without its end is known.
 COLUMNS: dict[str, str] = {
-    "item": r"[\w.\-]{1,80}",
+    "item": r"\w[\w.\-]{0,79}",  # nor does anything begin like a spreadsheet's formula
     "repeat": "[01]",
     "system_a": _one_of(SYSTEMS),
     "system_b": _one_of(SYSTEMS),
@@ -37,7 +39,7 @@ COLUMNS: dict[str, str] = {
     "rater": RATER,
     "native": _one_of(NATIVE),
     "region": _one_of(REGIONS),
-    "decoding": r"[^,\"\r\n]{1,200}",
+    "decoding": r"\w[^,\"\r\n]{0,199}",
     "build": r"[0-9a-f]{40}(?:-dirty)?|unknown",
     "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00",
 }
@@ -87,6 +89,8 @@ class RatingStore:
             content = self._content()
             if key_of(row) in map(key_of, self._rows(content)):
                 return False
+            if len(content) > MAX_BYTES:
+                raise OSError(errno.EFBIG, "no more ratings are kept", str(self.path))
             self._write(content, line)
         return True
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from bnft.config import resolve
+from bnft.csv_files import CsvReader
 from bnft.errors import UserError
 from bnft.records import EXPERIMENTS, read_json
 from bnft.results import METRICS, read_metrics, read_responses
@@ -246,7 +247,7 @@ def read_experiments(path: Path, folders: set[str]) -> tuple[list[dict[str, str]
         return [], []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark in front
-            lines = list(csv.DictReader(file))
+            lines = list(CsvReader(file))
     except (OSError, ValueError, csv.Error) as error:
         return [], [f"{path.name} cannot be read: {error}"]
     problems = []

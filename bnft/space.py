@@ -18,10 +18,10 @@ import yaml
 
 from bnft.config import REPOSITORY
 from bnft.errors import UserError
-from bnft.licences import Licence
+from bnft.licences import GEMMA, Licence
 
 # Asked for by the libraries at run time, without an import in this program.
-ALSO = ("accelerate", "jinja2")
+ALSO = ("accelerate",)
 WITHOUT = ("bitsandbytes", "unsloth", "spaces")
 PRIVATE_DATA = ("corpus.csv",)  # the training texts
 ZERO_GPU = "zero-a10g"  # hardware with a GPU that is lent by the call
@@ -47,6 +47,7 @@ def stage_space(folder: Path, readme: str, hardware: str = "") -> None:
     libraries = [*requirements(rooms), *([LENDING] if hardware == ZERO_GPU else [])]
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in libraries), encoding="utf-8")
     (folder / "README.md").write_text(readme, encoding="utf-8")
+    (folder / "NOTICE").write_text(f"{GEMMA.notice}\n", encoding="utf-8")  # the crisis reader stands on Gemma
 
 
 def rooms_behind(entry: Path) -> list[Path]:

@@ -7,6 +7,7 @@ about models or adapters.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -114,6 +115,9 @@ class TensorWriter:
 
     Args:
         plan: name -> (dtype, shape), in the order in which `write` is called.
+
+    Attributes:
+        checksum: of what was given to it, whatever the disk made of that.
     """
 
     def __init__(self, path: Path, plan: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]):
@@ -126,12 +130,17 @@ class TensorWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
         self._length = 8 + len(text) + position
+        self.checksum = hashlib.sha256()
         self._file = path.open("wb")
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._add(len(text).to_bytes(8, "little") + text)
 
     def write(self, values: torch.Tensor) -> None:
         """The next bytes: a tensor, or the next rows of one."""
-        self._file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._add(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def _add(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self.checksum.update(data)
 
     def __enter__(self) -> TensorWriter:
         return self

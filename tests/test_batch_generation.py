@@ -3,7 +3,6 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from bnft.batch_generation import BatchWriter, Job, has_rows
 from bnft.errors import UserError
@@ -120,22 +119,8 @@ def test_the_adapter_is_on_or_off_as_the_model_has_it(model, prompts, on):
 
 
 @pytest.mark.parametrize("place", ["cpu", pytest.param("cuda", marks=GPU)])
-def test_two_kinds_of_attention(prompts, place):
-    """Gemma 3, whose sliding layers see 16 positions back."""
-    torch.manual_seed(2)
-    config = Gemma3TextConfig(
-        vocab_size=2048,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=16,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        initializer_range=0.2,
-    )
-    gemma = Gemma3ForCausalLM(config).eval().to(place)
+def test_two_kinds_of_attention(tiny_gemma, prompts, place):
+    gemma = tiny_gemma.to(place)
     assert write(gemma, prompts[:9], [], seats=4) == plain(gemma, prompts[:9], [])
 
 

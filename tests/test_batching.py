@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from bnft import batching
 from bnft.batching import BatchEngine, open_engine, room_for
@@ -309,22 +308,8 @@ def test_base_and_tuned_side_by_side(model, tiny_tokenizer, prompts, alone, open
 
 
 @EVERYWHERE
-def test_a_model_with_windows_sees_through_them_as_generate_does(place, tiny_tokenizer, prompts, opened):
-    torch.manual_seed(0)
-    model = Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=1,
-            head_dim=8,
-            sliding_window=16,
-            layer_types=["sliding_attention", "full_attention"] * 2,
-        )
-    )
-    model = model.to(place).eval()
+def test_a_model_with_windows_sees_through_them_as_generate_does(place, tiny_gemma, tiny_tokenizer, prompts, opened):
+    model = tiny_gemma.to(place)
     plain = Engine(model, tiny_tokenizer, (), quick=False)
     expected = [list(plain.stream(*asked))[-1].text for asked in zip(prompts, SETTINGS, strict=True)]
     readers = Readers(opened(model, tiny_tokenizer, (), CONTEXT, 3))

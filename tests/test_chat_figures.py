@@ -15,7 +15,7 @@ def test_thumbs_are_counted_for_this_model_only(tmp_path):
     assert ratings_of("run", tmp_path) is None
     rows = [("run", True), ("run", True), ("run", False), ("other", False)]
     lines = [json.dumps({"prompt": [], "completion": [], "label": label, "model": model}) for model, label in rows]
-    (tmp_path / "kto.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "kto.jsonl").write_text("\n".join([*lines, "[]", '{"model": "run", "la']))  # the last one is torn
     assert ratings_of("run", tmp_path) == {"total": 3, "liked": 2}
     assert ratings_of("nobody's", tmp_path) is None
 

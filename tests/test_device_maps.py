@@ -1,8 +1,8 @@
 """Layers over several GPUs: balanced, whole, and refused with the missing GiB when something would be left over."""
 
 import pytest
-from transformers import LlamaConfig
 
+from benchmarks.random_8b import llama_8b
 from bnft.config import resolve
 from bnft.device_maps import check_own_gpu, device_map, empty_model, layer_map, needed_gib
 from bnft.errors import UserError
@@ -10,15 +10,6 @@ from bnft.models import ModelSource
 from bnft.placement import Placement
 from bnft.settings import RunConfig
 
-LLAMA_8B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    dtype="float16",
-)
 TWO_T4 = {"GPU 0 (Tesla T4)": 14.6, "GPU 1 (Tesla T4)": 14.6}
 
 
@@ -26,7 +17,7 @@ TWO_T4 = {"GPU 0 (Tesla T4)": 14.6, "GPU 1 (Tesla T4)": 14.6}
 def llama(tmp_path_factory):
     """The shape of Llama 3.1 8B in 16 bit, without weights."""
     folder = tmp_path_factory.mktemp("llama")
-    LLAMA_8B.save_pretrained(folder)
+    llama_8b().save_pretrained(folder)
     return empty_model(ModelSource("llama", str(folder)), RunConfig().replace("model.dtype", "float16"))
 
 
@@ -68,7 +59,7 @@ def test_one_process_needs_no_map_and_a_shared_model_starts_on_the_host(tiny):
 
 
 def test_what_a_run_needs_follows_its_recipe(llama, tmp_path):
-    LLAMA_8B.save_pretrained(tmp_path)
+    llama_8b().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
     four = resolve("llama31-8b-qlora", {"model.name": str(tmp_path)})[0]
     sixteen = resolve("llama31-8b-lora16", {"model.name": str(tmp_path)})[0]

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import time
 
 import pytest
 from safetensors import SafetensorError
@@ -24,6 +26,8 @@ def raising(error):
         (UserError("the loss is nan", exit_code=1), 1, "error: the loss is nan\n"),
         (OSError(errno.ENOSPC, "No space left on device", "a.json"), 1, "while writing a.json"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 1, "error: the disk is full\n"),
+        (OSError(errno.EROFS, "Read-only file system", "a.json"), 1, "error: a.json: Read-only file system\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.json"), 1, "may be read and written"),
         (
             SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
             1,
@@ -40,6 +44,22 @@ def test_an_expected_end_is_one_message_and_its_status(capsys, error, status, te
     assert text in err
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_sigterm_unwinds_and_takes_back_what_is_half_done(capsys):
+    undone, before = [], signal.getsignal(signal.SIGTERM)
+
+    def body():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            undone.append(True)
+
+    assert run_command(body) == 143
+    assert undone
+    assert capsys.readouterr().err == "ended\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_real_full_device(capsys):

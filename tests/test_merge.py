@@ -268,8 +268,9 @@ def test_memory_is_bounded_by_pieces_not_by_the_model(tmp_path):
     with tensor_files.TensorWriter(
         base / "model.safetensors", {f"{n}.weight": (torch.bfloat16, shape) for n in names}
     ) as writer:
+        weight = torch.randn(shape, dtype=torch.bfloat16)
         for _ in names:
-            writer.write(torch.randn(shape, dtype=torch.bfloat16))
+            writer.write(weight)
     (base / "config.json").write_text("{}")
     factors = {}
     for name in names:

@@ -115,7 +115,7 @@ class Server:
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @pytest.fixture
@@ -124,12 +124,12 @@ def server(run, tmp_path):
     served.start()
     yield served
     served.process.terminate()
-    assert served.process.wait(30) == 128 + signal.SIGTERM
+    assert served.process.wait(120) == 128 + signal.SIGTERM
 
 
 def sent_directly(address, data):
     """What a program sends past the page, to the function behind the button."""
-    with urllib.request.urlopen(f"{address}/config", timeout=20) as answer:
+    with urllib.request.urlopen(f"{address}/config", timeout=60) as answer:
         config = json.loads(answer.read())
     button = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "send-rating")
     function = next(d["id"] for d in config["dependencies"] if [button, "click"] in d["targets"])
@@ -138,7 +138,7 @@ def sent_directly(address, data):
         f"{address}/gradio_api/run/predict", body, {"content-type": "application/json"}, method="POST"
     )
     try:
-        with urllib.request.urlopen(asked, timeout=20) as answer:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
             return answer.read().decode()
     except urllib.error.HTTPError as refused:
         return f"refused: {refused.code}"
@@ -180,7 +180,7 @@ class Rater:
         self.server, self.asked, self.complaints = server, [], []
         self.context = chromium.new_context(viewport=size, has_touch=size is PHONE)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(60_000)
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(server.address)

@@ -6,12 +6,12 @@ import pytest
 import regex
 
 from bnft import rating_form
-from bnft.rating_form import PREFERENCES, QUESTIONS, RATER, say, sentence_keys, valid_answers
+from bnft.rating_form import _SENTENCES, PREFERENCES, QUESTIONS, RATER, say, valid_answers
 
 GOOD = {f"{q.key}_{side}": q.low for side in ("a", "b") for q in QUESTIONS} | {"preference": "tie"}
 
 
-@pytest.mark.parametrize("key", sentence_keys())
+@pytest.mark.parametrize("key", _SENTENCES)
 def test_every_sentence_is_bengali_with_bengali_digits(key):
     sentence = rating_form._SENTENCES[key]
     values = {name: 1 for _, name, _, _ in string.Formatter().parse(sentence) if name}

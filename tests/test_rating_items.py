@@ -6,6 +6,7 @@ from itertools import islice
 
 import pytest
 
+from bnft.csv_files import csv_text
 from bnft.errors import UserError
 from bnft.rating_items import (
     PAIRS,
@@ -18,8 +19,9 @@ from bnft.rating_items import (
     shown,
 )
 from bnft.rating_store import SYSTEMS, key_of
-from bnft.records import RunDirectory, csv_text, write_json
+from bnft.records import RunDirectory
 from bnft.results import fingerprint
+from bnft.whole_files import write_json
 
 
 def make_measured_run(folder, conversations):

@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bnft.config import REPOSITORY
 from bnft.errors import UserError
 from bnft.rating_form import QUESTIONS
 from bnft.rating_store import COLUMNS, HEADER, LINE, RatingStore, key_of
+from tests.conftest import kept_or_refused
 
 ROW = {
     "item": "84c08dbd411f-1",
@@ -149,7 +150,6 @@ def test_a_place_that_cannot_be_read(store):
         store.append(ROW)
 
 
-@settings(max_examples=60, deadline=None)
 @given(cut=st.integers(0, len(line_of(ROW).encode()) - 1))
 def test_no_beginning_of_a_line_passes_for_a_line(cut):
     assert not LINE.fullmatch(line_of(ROW).encode()[:cut].decode("utf-8", "replace"))
@@ -197,3 +197,19 @@ def test_two_writers_killed_in_the_middle_lose_nothing_that_was_acknowledged(tmp
         kept = [row["item"] for row in rows if row["rater"] == name]
         assert kept == [f"{i:06}" for i in range(len(kept))]
         assert count <= len(kept) <= count + 1
+
+
+@given(
+    st.lists(
+        st.sampled_from([HEADER.encode(), line_of(ROW).encode(), b"\n", b"\r\n", b"\xef\xbb\xbf", b'"', b","])
+        | st.binary(max_size=9),
+        max_size=8,
+    ).map(b"".join)
+)
+def test_any_bytes_are_ratings_or_another_table(store, content):
+    store.path.write_bytes(content)
+    ratings, said = kept_or_refused(store.read)
+    assert "other columns" in said or all(line_of(row) == line_of(ROW) for row in ratings)
+    if not said:
+        store.append(ROW | {"rater": "নতুন"})
+        assert store.read()[-1]["rater"] == "নতুন"

@@ -19,12 +19,14 @@ from bnft.judge_form import SIDES, Item, Ratings, Verdict
 from bnft.metrics import Likelihood, Reply, compare, score_likelihood, score_replies
 from bnft.rating_form import QUESTIONS
 from bnft.rating_summary import record_summary
-from bnft.records import RunDirectory, write_atomically, write_json
-from bnft.report import main, write_report
+from bnft.records import RunDirectory
+from bnft.report import main
 from bnft.report_figures import plot_learning_rates, plot_losses, plot_runs
+from bnft.report_page import write_report
 from bnft.report_runs import Difference, Value, read_experiments, read_runs
 from bnft.report_tables import data_of, groups_of, metrics_of, notes_of, opinions_of, samples_of, table_of, verdict
 from bnft.results import Outcome, write_results
+from bnft.whole_files import write_atomically, write_json
 from tests.test_rating_summary import rate_all
 
 EVIL = "ভালো <script>alert(1)</script></style><img src=https://evil.example/a.png onerror=alert(2)> {{ 7 * 7 }}"
@@ -34,7 +36,8 @@ KEPT = ("smoke-a", "smoke-b", "smoke-other")
 def write_run(outputs, name, test, replies, seed=3407, flags=None):
     """A run as train.py leaves it, but for the weights; `replies` are the tuned model's, the base's are all one."""
     config, sources = resolve("smoke", {"seed": str(seed), "data.path": "/home/somebody/corpus.csv"} | (flags or {}))
-    directory = RunDirectory.create(outputs, name)
+    measured_before = (outputs / name).exists()
+    directory = RunDirectory(outputs / name) if measured_before else RunDirectory.create(outputs, name)
     write_atomically(directory.path("config.yaml"), to_yaml(config, sources))
     directory.write_splits({"train": [], "validation": [], "test": test})
     rows = rows_of(test)
@@ -276,8 +279,8 @@ def of_another_split(run):
         (shortened, "14 rows, where the metrics were made of 17", True, False),
         (lambda run: (run / "GeneratedResponses.csv").unlink(), "cannot read GeneratedResponses.csv", True, False),
         (of_another_split, "metrics.json was measured on another test split", False, False),
-        (lambda run: (run / "splits" / "test.jsonl").write_text("{"), "missing or damaged", False, False),
-        (lambda run: (run / "metrics.json").write_text("[]"), "metrics.json is damaged: the whole file", False, False),
+        (lambda run: (run / "splits" / "test.jsonl").write_text("{"), "splits is not as it was", False, False),
+        (lambda run: (run / "metrics.json").write_text("[]"), "metrics.json: it holds no values", False, False),
         (lambda run: (run / "metrics.json").write_text("{"), "cannot read metrics.json", False, False),
         (lambda run: (run / "metrics.json").unlink(), "not measured yet: python train.py --eval-only", False, False),
         (lambda run: (run / "data_report.json").unlink(), "cannot read data_report.json", True, True),
@@ -423,7 +426,7 @@ def test_the_command(outputs):
     )
     assert done.returncode == 0, done.stderr
     assert f"report: {outputs}/report/report.html" in done.stdout
-    assert "note: smoke-b is left out: run.json is damaged" in done.stderr
+    assert "note: smoke-b is left out: cannot read run.json" in done.stderr
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bnft import safety
@@ -447,7 +447,6 @@ def test_the_examples_are_many_and_the_parts_do_not_meet():
 
 
 @given(message=ANY_TEXT, history=st.lists(ANY_TEXT, max_size=3))
-@settings(max_examples=60, deadline=None)
 def test_no_text_breaks_it(detector, message, history):
     assert 0 <= detector.judge(message, history).score <= 1
     detector.judge_reply(message)
@@ -465,10 +464,12 @@ def test_a_very_long_message_takes_bounded_time(detector, unit):
 
 def test_nothing_logs_or_keeps_a_text(detector, caplog, capsys):
     counts = Counts()
+    assert str(counts) == ""
     with caplog.at_level(logging.DEBUG):
         counts.add(detector.judge("গোপন কথা: আমি মরতে চাই"))
     assert "গোপন" not in caplog.text + "".join(capsys.readouterr()) + str(counts.to_dict())
     assert counts.to_dict() == {"self": {"phrase": 1}}
+    assert str(counts) == "self 1 by phrase"
 
 
 def test_counts_from_many_threads_add_up():

@@ -3,6 +3,7 @@
 Only the last step is left out, for which a GPU is needed: the weights are not moved to it.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -172,8 +173,9 @@ def test_nothing_changes_anywhere_else(monkeypatch):
 
 
 def test_the_library_is_not_even_imported_elsewhere():
-    code = "import sys, bnft.chat, bnft.zero_gpu as z; z.first_device(); assert 'spaces' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=120)
+    importlib.import_module("bnft.chat")
+    assert first_device() is None
+    assert "spaces" not in sys.modules
 
 
 @pytest.mark.parametrize(("tokens", "seconds"), [(8, 21), (256, 36), (1024, 82)])
