@@ -19,6 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from safetensors.torch import load_file, save_file
 
 import train
 from bnft.config import REPOSITORY, resolve
@@ -338,7 +339,8 @@ def test_no_card_goes_to_weights_that_it_does_not_tell_of(run, server, hub, tiny
     with pytest.raises(UserError, match=f"other weights than those in {REPO}-lora"):
         publish("card")
     # another adapter in the run's place, measured, but not merged
-    flip(run / "lora_model" / "adapter_model.safetensors")
+    weights = run / "lora_model" / "adapter_model.safetensors"
+    save_file({name: 5 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     metrics = json.loads((run / "metrics.json").read_text())
     with pytest.raises(UserError, match="measured with other weights"):
         publish("card")
