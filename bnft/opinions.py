@@ -5,10 +5,10 @@ Comes last: what is measured is written already and stays, come what may. Knows 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bnft.errors import UserError
-from bnft.evaluation import choose_rows
 from bnft.records import RunDirectory, read_json
 from bnft.results import JUDGE, METRICS, Outcome, changing_metrics
 from bnft.settings import RunConfig
@@ -28,8 +28,8 @@ def count_ratings(folder: Path, config: RunConfig) -> None:
             print(f"people's ratings are not told: {error.message}")
 
 
-def ask_judge(directory: RunDirectory, config: RunConfig, outcome: Outcome) -> None:
-    """Asks the language model of the settings about the replies."""
+def ask_judge(directory: RunDirectory, config: RunConfig, outcome: Outcome, chosen: Sequence[int]) -> None:
+    """Asks the language model of the settings about the replies to the chosen rows, given by their numbers."""
     from bnft.judge import ANSWERS, Judge, print_judgement
     from bnft.judge_client import JudgeClient
     from bnft.judge_form import Item
@@ -38,11 +38,10 @@ def ask_judge(directory: RunDirectory, config: RunConfig, outcome: Outcome) -> N
     settings = config.eval
     pairs = zip(outcome.rows, outcome.base.replies, outcome.tuned.replies, strict=True)
     items = [Item(row.id, row.messages, base.text, tuned.text) for row, base, tuned in pairs]
-    chosen = choose_rows(items, settings.judge_samples, config.seed)
     client = JudgeClient(settings.judge, settings.judge_model)
     with StageBar() as bar:
         judge = Judge(client, directory.path(ANSWERS), bar.show)
-        told = judge.judge(chosen, bootstrap=settings.bootstrap, seed=config.seed)
+        told = judge.judge([items[i] for i in chosen], bootstrap=settings.bootstrap, seed=config.seed)
     with changing_metrics(directory.folder):
         path = directory.path(METRICS)
         write_json(path, read_json(path) | {JUDGE: told})

@@ -251,7 +251,8 @@ class Pipeline:
         count_ratings(self.directory.folder, self.config)
         judge = self.config.eval.judge
         if judge and self.judge_is_named:
-            self._timed("judge", lambda: ask_judge(self.directory, self.config, outcome))
+            asked = choose_rows(range(len(rows)), self.config.eval.judge_samples, self.config.seed)
+            self._timed("judge", lambda: ask_judge(self.directory, self.config, outcome, asked))
             self._write_record()
         elif judge:
             print(f"the judge that the run's settings name is asked when you name it: --judge {judge}")

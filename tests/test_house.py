@@ -40,11 +40,11 @@ LAYERS = {
     | {"zero_gpu"}
     | {"batch_rows", "batch_generation", "gpu_memory", "generated_rows"}
     | {"crisis_reader", "crisis_training"}
-    | {"judge_client", "judge"}
+    | {"judge_client", "judge", "opinions"}
     | {"ui_look", "ui_layout"}
     | {"tensor_files", "merge", "base_weights", "staging", "space", "hub_files", "merged_folder"},
     3: {"training", "evaluation", "chat", "serving", "ui", "rating_page", "card", "report_page", "hub"},
-    4: {"opinions", "pipeline", "calibration", "rate", "report", "publishing", "merged_check"},
+    4: {"pipeline", "calibration", "rate", "report", "publishing", "merged_check"},
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms}
 HEAVY = ("torch", "transformers", "gradio", "peft", "trl", "datasets", "bitsandbytes")
