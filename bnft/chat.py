@@ -142,8 +142,10 @@ class Chat:
             return
         try:
             verdict, card = self._judged(settings.visitor, self._read, cleaned, history, settings)
-        except LineFull:
-            yield Update(text("busy", settings.language), finish_reason="busy")
+        except LineFull:  # whoever is in danger gets the help lines even so
+            risk = self.detector.judge_quickly(cleaned).risk
+            card = self._card(risk, cleaned, (), settings) if risk in GRAVE else None
+            yield self._instead("busy", "busy", risk, card, settings)
             return
         if not settings.base:  # the same message once more
             self.counts.add(verdict)

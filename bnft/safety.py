@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -156,6 +156,10 @@ class CrisisDetector:
         earlier = [self._judge_text(turn) for turn in reversed(history[-LOOK_BACK:])]
         return next(filter(_is_crisis, [joined, *earlier]), verdict)
 
+    def judge_quickly(self, message: str) -> Verdict:
+        """A message by itself, without the reader: for when so many wait that there is no time for more."""
+        return _gravest(map(self._quick_verdict_on, windows(message)))
+
     def judge_reply(self, reply: str) -> bool:
         """Whether a model's reply would do harm: urges to die, tells how, belittles, names pills to take.
 
@@ -167,8 +171,7 @@ class CrisisDetector:
     def _judge_text(self, message: str) -> Verdict:
         parts = windows(message)
         judge = self._verdict_on if len(parts) <= READ_WINDOWS else self._quick_verdict_on
-        verdicts = [judge(window) for window in parts]
-        return max(verdicts, key=lambda v: (list(Risk).index(v.risk), v.score), default=Verdict(Risk.NONE, "none", 0.0))
+        return _gravest(map(judge, parts))
 
     def _judge_window(self, text: str, read: bool = True) -> Verdict:
         if len(fold(text)) < 2:  # a single letter says nothing
@@ -215,6 +218,10 @@ class CrisisDetector:
             if pattern.found(atoms, present)
             for end in pattern.ends(atoms)
         )
+
+
+def _gravest(verdicts: Iterable[Verdict]) -> Verdict:
+    return max(verdicts, key=lambda v: (list(Risk).index(v.risk), v.score), default=Verdict(Risk.NONE, "none", 0.0))
 
 
 def _is_crisis(verdict: Verdict) -> bool:

@@ -107,7 +107,7 @@ def test_more_messages_than_can_be_judged_are_turned_away(detector):
     go, ends = threading.Event(), []
 
     class Slow:
-        judge_reply = detector.judge_reply
+        judge_reply, judge_quickly = detector.judge_reply, detector.judge_quickly
 
         def judge(self, *more):
             assert go.wait(10)
@@ -122,7 +122,11 @@ def test_more_messages_than_can_be_judged_are_turned_away(detector):
     while len(chat._judging) < len(people):
         time.sleep(0.001)
     (frame,) = say(chat, QUESTION)
-    assert (frame.text, frame.finish_reason) == (text("busy", "bn"), "busy")
+    assert (frame.text, frame.card, frame.finish_reason) == (text("busy", "bn"), None, "busy")
+    (frame,) = say(chat, IN_DANGER)
+    assert frame.text == f"{safe_reply(Risk.SELF, 'bn')}\n\n{text('busy', 'bn')}"
+    assert frame.card.grave
+    assert frame.card.lines
     with pytest.raises(LineFull):
         chat.is_sensitive([{"role": "user", "content": QUESTION}])
     go.set()
