@@ -31,7 +31,7 @@ JS_LOAD = """(history, language, country) => {
   const zones = {"Asia/Dhaka": "BD", "Asia/Kolkata": "IN", "Asia/Calcutta": "IN"};
   return [history, language, zones[Intl.DateTimeFormat().resolvedOptions().timeZone] || ""];
 }"""
-MOST_UNREAD = 200  # messages on their way to a page; one that reads none of them is not answered any more
+GIVEN_UP = 200  # messages on their way to a page; one that reads none of them is not answered any more
 log = logging.getLogger("bnft.ui")
 
 
@@ -133,7 +133,7 @@ class Page(Layout):
             visitor_of(request),
         ).clamped()
         compare, page, frame = bool(compare) and self.can_compare, _page_of(request), None
-        if self.unread(page) < MOST_UNREAD:
+        if self.unread(page) < GIVEN_UP:
             try:
                 for frame in self.conversations.converse(page, message, before, settings, compare):
                     yield self._shown(frame, settings.language)

@@ -14,7 +14,7 @@ from bnft.crisis_cards import help_lines
 from bnft.feedback import CORRECTIONS, RATINGS, FeedbackStore
 from bnft.http_limits import HttpLimits
 from bnft.turns import Card, Settings, Update
-from bnft.ui import MOST_UNREAD, Page, build_demo
+from bnft.ui import GIVEN_UP, Page, build_demo
 from bnft.ui_layout import TRANSLATED, words
 from bnft.ui_look import ASSETS, head, launch_options, style_sheet
 from bnft.ui_parts import About, about, bubbles, crisis, help_strip, inert, measured, not_inert, script_strings, status
@@ -205,7 +205,7 @@ def draw(frames):
     return [{getattr(part, "elem_id", part): value for part, value in frame.items()} for frame in frames]
 
 
-@pytest.mark.parametrize("unread", [0, MOST_UNREAD])
+@pytest.mark.parametrize("unread", [0, GIVEN_UP])
 def test_no_event_leaves_the_page_without_a_frame(unread, monkeypatch):
     """Gradio takes a generator that yields nothing for one that empties every component."""
     page = make_page()
