@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import hashlib
 import importlib
-import json
 import os
 import random
-import re
 import runpy
 import shutil
 import signal
@@ -33,11 +29,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from folder_state import differences, state
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 IMPORTED = ("torch", "datasets", "trl", "peft", "bitsandbytes", "matplotlib.pyplot", "evaluate", "sacrebleu")
-# What differs between two undisturbed runs: times, and what is measured of the machine.
-CLOCK = ("started", "finished", "seconds", "time", "per_second", "memory", "actual", "fingerprint", "checksum")
-UNCOMPARED = ("state.json",)  # of a cached data set: a random name
 CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "os.utime"}
 LIMIT = 600  # seconds for any one command
 
@@ -182,51 +177,6 @@ def _become(words: list[str], folder: Path, log: Path, counted: Path, fatal: int
         if not fatal:
             counted.write_text(str(changes))
         os._exit(status if isinstance(status, int) else 1)
-
-
-def state(folder: Path) -> dict[str, str]:
-    """Every file below a folder, by its content without what the clock decides."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
-        elif path.is_file() and path.name not in UNCOMPARED:
-            found[name] = hashlib.sha256(_lasting(path)).hexdigest()[:16]
-    return found
-
-
-def _lasting(path: Path) -> bytes:
-    content = path.read_bytes()
-    try:
-        if path.suffix == ".json":
-            return repr(_without_clock(json.loads(content))).encode()
-        if path.suffix == ".jsonl":
-            return repr(sorted(repr(_without_clock(json.loads(line))) for line in content.splitlines())).encode()
-        if path.suffix == ".csv":
-            rows = csv.DictReader(content.decode().splitlines())
-            return repr(sorted(repr(_without_clock(row)) for row in rows)).encode()
-        if path.suffix == ".html":
-            return re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d", b"", content)
-    except ValueError:
-        return b"torn " + content
-    return content
-
-
-def _without_clock(value):
-    if isinstance(value, list):
-        return [_without_clock(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    # a manifest's line about a file that holds times
-    kept = {k: v for k, v in value.items() if k not in (*UNCOMPARED, "trainer_state.json")}
-    return {k: _without_clock(v) for k, v in sorted(kept.items()) if not any(word in str(k) for word in CLOCK)}
-
-
-def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    told = [f"missing {name}" for name in expected.keys() - found.keys()]
-    told += [f"litter {name}" for name in found.keys() - expected.keys()]
-    return sorted(told + [f"differs {n}" for n in found.keys() & expected.keys() if found[n] != expected[n]])
 
 
 def try_command(name: str, kills: int, rng: random.Random, scratch: Path, shelf: Shelf) -> int:
