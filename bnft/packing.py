@@ -1,8 +1,9 @@
 """Conversations of different lengths in one forward pass: side by side without padding, each seeing only itself.
 
-Everything but the attention works on single tokens, so a pass runs over the rows' tokens one after the other; for the
-attention alone the rows are laid under one another and filled up at their ends, where causal attention never looks.
-So no kernel beyond PyTorch's own is needed, on a T4 neither, and the numbers are those of the rows by themselves.
+Everything but the attention works on single tokens, so a pass runs over the rows' tokens one after the other. The
+attention takes PyTorch's FlashAttention for rows of different lengths where there is one (16 bit, from Ampere on).
+Elsewhere, on a T4 and on CPUs, the rows are laid under one another for it and filled up at their ends, where causal
+attention never looks. So no kernel beyond PyTorch's own is needed, and the numbers are those of the rows by themselves.
 Knows nothing about losses, optimizers or where rows come from.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
+from inspect import signature, unwrap
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,10 +20,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from bnft.prompts import IGNORED
-from bnft.reply_loss import reply_log_likelihoods
+from bnft.reply_loss import reply_log_likelihoods, sent
 from bnft.streaming import causal_part
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # before torch 2.10
+    varlen_attn = None
+
 _ATTENTION = "bnft_packed"
+_FLASH_SIZE = 256  # of a head, at most
 
 
 class Packer(Protocol):
@@ -29,7 +38,10 @@ class Packer(Protocol):
     padded: bool
 
     def inputs(self, rows: Sequence[Mapping], device) -> dict:
-        """The model's inputs and the labels, each (rows, tokens), or (1, all tokens) where rows are packed."""
+        """The model's inputs on the device, and the labels on the host, where the loss looks for its tokens.
+
+        Each is (rows, tokens), or (1, all tokens) where rows are packed.
+        """
 
     def open(self, model):
         """A context in which the model takes such inputs, forward and backward."""
@@ -47,12 +59,12 @@ class PaddedRows:
         width = max(len(row["input_ids"]) for row in rows)
 
         def tensor(columns, fill):
-            return _sent([[*column, *[fill] * (width - len(column))] for column in columns], device)
+            return torch.tensor([[*column, *[fill] * (width - len(column))] for column in columns])
 
         return {
-            "input_ids": tensor([row["input_ids"] for row in rows], self.pad_id),
+            "input_ids": sent(tensor([row["input_ids"] for row in rows], self.pad_id), device),
             "labels": tensor([row["labels"] for row in rows], IGNORED),
-            "attention_mask": tensor([[1] * len(row["input_ids"]) for row in rows], 0),
+            "attention_mask": sent(tensor([[1] * len(row["input_ids"]) for row in rows], 0), device),
         }
 
     def open(self, model):
@@ -66,16 +78,15 @@ class UnslothPackedRows:
     """
 
     padded = False
-    _layout: Layout
 
     def inputs(self, rows: Sequence[Mapping], device) -> dict:
         lengths = [len(row["input_ids"]) for row in rows]
-        self._layout = Layout.of(lengths, device)
+        self._layouts = {torch.device(device): Layout.of(lengths, device)}
         return _joined(rows, device) | {"packed_seq_lengths": torch.tensor(lengths, dtype=torch.int32)}
 
     @contextmanager
     def open(self, model) -> Iterator[None]:
-        names = _names_behind(causal_part(model).get_decoder().layers[0].self_attn.forward)
+        names = _names_behind(causal_part(model).get_decoder().layers[0].self_attn)
         before = names.get("run_attention")
         if before is None:  # another kind of model: as Unsloth does it
             yield
@@ -84,13 +95,19 @@ class UnslothPackedRows:
         def run_attention(*, config, context, Q, K, V):
             if context.seq_info is None or getattr(context, "sliding_window", None):
                 return before(config=config, context=context, Q=Q, K=K, V=V)
-            return _attention(Q, K, V, self._layout)
+            return _attention(Q, K, V, self._layout_on(Q.device))
 
         names["run_attention"] = run_attention
         try:
             yield
         finally:
             names["run_attention"] = before
+
+    def _layout_on(self, device: torch.device) -> Layout:
+        """Where layers are split over GPUs, each GPU has its own."""
+        if device not in self._layouts:
+            self._layouts[device] = next(iter(self._layouts.values())).to(device)
+        return self._layouts[device]
 
 
 class AttentionPackedRows:
@@ -113,23 +130,29 @@ class AttentionPackedRows:
 
 
 class Layout(NamedTuple):
-    """Where the tokens of packed rows stand when the rows lie under one another.
+    """Where the tokens of packed rows stand, one after the other and when the rows lie under one another.
 
     Attributes:
         rows: how many there are.
         width: length of the longest.
+        borders: (rows + 1), int32, where each row begins among the packed tokens, and where the last one ends.
         places: (tokens), place of each token in the flattened (rows x width) table.
     """
 
     rows: int
     width: int
+    borders: torch.Tensor
     places: torch.Tensor
 
     @classmethod
     def of(cls, lengths: Sequence[int], device) -> Layout:
         width = max(lengths)
+        borders = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         places = torch.cat([torch.arange(length) + row * width for row, length in enumerate(lengths)])
-        return cls(len(lengths), width, _sent(places, device))
+        return cls(len(lengths), width, sent(borders, device), sent(places, device))
+
+    def to(self, device) -> Layout:
+        return self._replace(borders=self.borders.to(device), places=self.places.to(device))
 
     def spread(self, packed: torch.Tensor) -> torch.Tensor:
         """(1, heads, tokens, size) -> (rows, heads, width, size), zeros where a row has ended."""
@@ -152,6 +175,11 @@ def _attention(
     query, key, value, layout: Layout, scale: float | None = None, dropout: float = 0.0, window: int | None = None
 ) -> torch.Tensor:
     """Causal attention of packed rows, (1, heads, tokens, size) each -> (1, tokens, heads, size)."""
+    if flash_runs(query.device, query.dtype) and query.shape[-1] <= _FLASH_SIZE and not dropout:
+        packed = (part[0].transpose(0, 1) for part in (query, key, value))
+        seen = (window - 1 if window else -1, 0)
+        borders = (layout.borders, layout.borders, layout.width, layout.width)
+        return varlen_attn(*packed, *borders, scale=scale, window_size=seen, **_grouped())[None]
     mask = None
     if window and layout.width > window:
         steps = torch.arange(layout.width, device=query.device)
@@ -160,28 +188,37 @@ def _attention(
     groups = query.shape[1] // key.shape[1]
     if layout.rows > 1:
         query, key, value = (layout.spread(part) for part in (query, key, value))
-    grouped = groups > 1 and mask is None and _flash_runs(query)
-    if groups > 1 and not grouped:
+    if groups > 1:  # PyTorch's fast kernels but FlashAttention know no grouped heads
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
     output = scaled_dot_product_attention(
-        query, key, value, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        query, key, value, mask, dropout, is_causal=mask is None, scale=scale
     ).transpose(1, 2)
     return layout.gather(output) if layout.rows > 1 else output
 
 
-def _flash_runs(query: torch.Tensor) -> bool:
-    """Whether PyTorch takes its FlashAttention kernel, the only fast one that knows grouped heads: not on a T4."""
+def flash_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has FlashAttention for rows of different lengths here: not on a T4."""
     return (
-        query.is_cuda
-        and query.dtype in (torch.float16, torch.bfloat16)
+        varlen_attn is not None
+        and device.type == "cuda"
+        and dtype in (torch.float16, torch.bfloat16)
         and torch.backends.cuda.flash_sdp_enabled()
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 
 
-def _names_behind(method) -> dict:
-    """The global names of the module in which a method was written."""
-    return getattr(method, "__func__", method).__globals__
+@cache
+def _grouped() -> dict[str, bool]:
+    """How `varlen_attn` is told that query heads share keys: from torch 2.12 on, before it took that as it came."""
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+
+
+def _names_behind(attention) -> dict:
+    """The global names of the module in which an attention's forward pass was written.
+
+    Its class' forward pass: that of the object itself is accelerate's where layers are split over GPUs.
+    """
+    return unwrap(type(attention).forward).__globals__
 
 
 AttentionInterface.register(_ATTENTION, _packed_attention)
@@ -193,28 +230,34 @@ def _joined(rows: Sequence[Mapping], device) -> dict:
         ids += row["input_ids"]
         labels += [IGNORED, *row["labels"][1:]]  # a row's first token is not to be told from the row before it
         positions += range(len(row["input_ids"]))
-    return {name: _sent([part], device) for name, part in
-            (("input_ids", ids), ("labels", labels), ("position_ids", positions))}  # fmt: skip
+    ids, positions = (sent(torch.tensor([part]), device) for part in (ids, positions))
+    return {"input_ids": ids, "labels": torch.tensor([labels]), "position_ids": positions}
 
 
-def _sent(values, device) -> torch.Tensor:
-    host = torch.as_tensor(values, dtype=torch.long)
-    if torch.device(device).type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
-
-
-@torch.no_grad()
 def difference(model, packer: Packer, padded: Packer, rows: Sequence[Mapping]) -> float:
     """How far a reply token's log-likelihood in packed rows is from that in padded ones, on average."""
     rows = [_shortened(row) for row in rows]
-    device = next(model.parameters()).device
+    apart = torch.cat([_values(model, padded, [row]) for row in rows])
+    return (apart - _values(model, packer, rows)).abs().mean().item()
+
+
+def influence(model, packer: Packer, rows: Sequence[Mapping]) -> float:
+    """How far the last row's log-likelihoods move when other tokens stand in the rows before it, on average.
+
+    Same shapes, same kernels: unlike `difference` this is nothing at all where each row sees only itself.
+    """
+    rows = [_shortened(row) for row in rows]
+    others = [row | {"input_ids": row["input_ids"][::-1]} for row in rows[:-1]]
+    own = sum(label != IGNORED for label in rows[-1]["labels"][1:])
+    before, after = (_values(model, packer, [*first, rows[-1]])[-own:] for first in (rows[:-1], others))
+    return (before - after).abs().mean().item()
+
+
+@torch.no_grad()
+def _values(model, packer: Packer, rows: Sequence[Mapping]) -> torch.Tensor:
     model.eval()
-    with padded.open(model):
-        apart = torch.cat([reply_log_likelihoods(model, **padded.inputs([row], device)) for row in rows])
     with packer.open(model):
-        together = reply_log_likelihoods(model, **packer.inputs(rows, device))
-    return (apart - together).abs().mean().item()
+        return reply_log_likelihoods(model, **packer.inputs(rows, next(model.parameters()).device))
 
 
 def _shortened(row: Mapping, tokens: int = 24) -> dict:

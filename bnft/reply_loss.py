@@ -71,7 +71,8 @@ def reply_log_likelihoods(model, input_ids, labels, **inputs):
     """Natural log-likelihood of every labelled token, in reading order.
 
     Args:
-        input_ids, labels: (batch, length); a label is judged by the hidden state one position before it.
+        input_ids, labels: (batch, length); a label is judged by the hidden state one position before it. Labels on the
+            host spare a GPU from being waited for.
         inputs: the model's other inputs, `attention_mask` or `position_ids`.
     """
     causal = causal_part(model)
@@ -82,7 +83,17 @@ def reply_log_likelihoods(model, input_ids, labels, **inputs):
     head = causal.get_output_embeddings()
     if getattr(head, "bias", None) is not None or (head.weight.requires_grad and torch.is_grad_enabled()):
         raise ValueError("the output head must be frozen and without bias")
-    scored = labels[:, 1:] != IGNORED
+    scored = labels != IGNORED
+    scored[:, 0] = False
+    places = scored.flatten().nonzero()[:, 0]
     hidden = causal.get_decoder()(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
-    hidden = hidden[:, :-1][scored.to(hidden.device)].to(head.weight.device, head.weight.dtype)
-    return _HeadLogLikelihood.apply(hidden, head.weight, labels[:, 1:][scored].to(head.weight.device))
+    hidden = hidden.flatten(0, 1).index_select(0, sent(places - 1, hidden.device))
+    hidden = hidden.to(head.weight.device, head.weight.dtype)
+    return _HeadLogLikelihood.apply(hidden, head.weight, sent(labels.flatten()[places], head.weight.device))
+
+
+def sent(tensor: torch.Tensor, device) -> torch.Tensor:
+    """The tensor on a device; on its way from the host to a GPU nobody waits for it."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from bnft.packing import AttentionPackedRows, Layout, PaddedRows, _attention, difference
+from bnft.packing import (
+    AttentionPackedRows,
+    Layout,
+    PaddedRows,
+    _attention,
+    _names_behind,
+    difference,
+    flash_runs,
+    influence,
+)
 from bnft.prompts import IGNORED
 from bnft.reply_loss import reply_log_likelihoods
 
@@ -98,6 +107,15 @@ def test_the_model_is_left_as_it_was(tiny_model):
     assert tiny_model.config._attn_implementation == before
 
 
+def test_an_attentions_module_is_found_behind_the_hooks_of_split_layers(tiny_model):
+    from accelerate.hooks import ModelHook, add_hook_to_module
+    from transformers.models.llama import modeling_llama
+
+    attention = tiny_model.model.layers[0].self_attn
+    add_hook_to_module(attention, ModelHook())
+    assert _names_behind(attention) is vars(modeling_llama)
+
+
 class _Leaking(PaddedRows):
     """Rows one after the other as if they were one: what packing without borders does."""
 
@@ -107,9 +125,11 @@ class _Leaking(PaddedRows):
 
 
 def test_packing_that_looks_across_borders_is_found_out(adapted):
-    from bnft.training import PACKING_TOLERANCE
+    from bnft.training import INFLUENCE, PACKING_TOLERANCE
 
     rows, padded = rows_of([60, 50], vocabulary_of(adapted)), PaddedRows(0)
+    assert influence(adapted, AttentionPackedRows(), rows) < INFLUENCE[4] / 10
+    assert influence(adapted, _Leaking(0), rows) > INFLUENCE[4] * 10
     assert difference(adapted, AttentionPackedRows(), padded, rows) < PACKING_TOLERANCE[4] / 10
     assert difference(adapted, _Leaking(0), padded, rows) > PACKING_TOLERANCE[4] * 10
 
@@ -122,6 +142,26 @@ def test_spreading_and_gathering_come_back(lengths):
     assert table.shape == (len(lengths), 2, max(lengths), 3)
     assert torch.equal(layout.gather(table.transpose(1, 2)), tokens)
     assert table.abs().sum() == tokens.abs().sum()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")
+@pytest.mark.parametrize("window", [None, 16])
+def test_flash_attention_gives_what_the_table_of_rows_gives(window):
+    """In bfloat16 against float32, forwards and backwards, heads in groups of four."""
+    torch.manual_seed(0)
+    lengths = (50, 3, 1, 128)
+    layout = Layout.of(lengths, "cuda")
+    parts = [torch.randn(1, heads, sum(lengths), 64, device="cuda") for heads in (8, 2, 2)]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        own = [part.detach().clone().to(dtype).requires_grad_() for part in parts]
+        assert flash_runs(own[0].device, dtype) == (dtype == torch.bfloat16)
+        output = _attention(*own, layout, window=window)
+        output.float().square().sum().backward()
+        found.append([output.float(), *(part.grad.float() for part in own)])
+    for exact, flash in zip(*found, strict=True):
+        torch.testing.assert_close(flash, exact, atol=0.02 * float(exact.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("window", [None, 4])
