@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -42,8 +43,7 @@ def measure(options) -> None:
 
         from bnft.steps import StepSampler
 
-        vocabulary = json.loads((options.folder / "config.json").read_text())["vocab_size"]
-        rows = train_gpu.make_rows(options.steps * STEP_ROWS, vocabulary)
+        rows = train_gpu.make_rows(options.steps * STEP_ROWS, options.distinct)
         if options.longest_only:
             rows = [{name: (row[name] * 200)[:LONGEST] for name in row} for row in rows]
         options.parallel = "layers" if options.way in ("seed", "layers") else options.way
@@ -98,7 +98,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for way in options.ways.split(","):
             result = Path(folder) / way
-            code = launch([__file__, *sys.argv[1:], "--way", way, "--result", str(result)], WAYS[way][1])
+            command, processes = [__file__, *sys.argv[1:], "--way", way, "--result", str(result)], WAYS[way][1]
+            if processes > 1:
+                code = launch(command, processes)
+            else:  # as train.py does, and as accelerate wants split layers: in no world of processes at all
+                code = subprocess.run([sys.executable, *command]).returncode
             if not result.is_file():
                 print(f"{WAYS[way][0]}: ended with {code}", flush=True)
                 continue

@@ -29,8 +29,8 @@ RECIPES = {
 T4_GIB = 14.74
 
 
-def make_rows(count: int, vocabulary: int, longest: int = LONGEST) -> list[dict]:
-    """Random tokens; the last three fifths of a row carry loss, as a reply does."""
+def make_rows(count: int, distinct: int, longest: int = LONGEST) -> list[dict]:
+    """Random tokens out of so many; the last three fifths of a row carry loss, as a reply does."""
     import numpy as np
 
     rng = np.random.default_rng(3407)
@@ -38,7 +38,7 @@ def make_rows(count: int, vocabulary: int, longest: int = LONGEST) -> list[dict]
     lengths = np.clip(rng.lognormal(np.log(MEAN) - sigma**2 / 2, sigma, count), 16, longest).astype(int)
     rows = []
     for length in lengths:
-        ids = rng.integers(10, vocabulary - 300, length).tolist()
+        ids = rng.integers(10, 10 + distinct, length).tolist()
         prompt = length * 2 // 5
         rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
     return rows
@@ -86,10 +86,32 @@ def profiled(path: Path | None):
     path.write_text("\n".join(tables))
 
 
-def ours(options, rows: list[dict], strategy: str):
-    """This program's trainer on the rows: (trainer, callback)."""
+def fitted(config, rows: list[dict], options):
+    """The settings and the most tokens of a pass, as `train.py` plans them for the GPUs' free memory."""
     import math
 
+    from bnft.device_maps import model_facts
+    from bnft.placement import Placement
+    from bnft.plan import find_gpus
+    from bnft.planning import fit_passes, free_now, method_of
+    from bnft.world import current_world
+
+    gpus = find_gpus() if options.parallel != "single" else find_gpus()[:1]
+    placement = Placement(options.parallel, current_world().size, tuple(gpus), "as set")
+    lengths, free = [len(row["input_ids"]) for row in rows], free_now(placement)
+    fit = fit_passes(config, model_facts(config), method_of(config), placement, lengths, options.steps, free)
+    if fit.method.checkpointing == "none":
+        config = config.replace("train.gradient_checkpointing", "none")
+    largest = max(sum(part) for step in fit.parts for part in step)
+    told = fit.pass_tokens or largest
+    peak = max(memory.peak(min(told, largest), max(lengths), STEP_ROWS) for memory in fit.memory) / 2**30
+    again = fit.method.checkpointing
+    print(f"passes of at most {told} tokens, gradient checkpointing {again}, {peak:.2f} GiB planned", flush=True)
+    return config, fit.pass_tokens or math.inf
+
+
+def ours(options, rows: list[dict], strategy: str):
+    """This program's trainer on the rows: (trainer, callback)."""
     from datasets import Dataset
 
     from bnft.config import resolve
@@ -109,8 +131,9 @@ def ours(options, rows: list[dict], strategy: str):
         }
         | ({"train.optimizer": "adamw_torch"} if options.tiny else {}),
     )
+    config, pass_tokens = fitted(config, rows, options)
     tuner = LLAMAFineTuner(config=config)
-    tuner.pass_tokens = options.pass_tokens or math.inf
+    tuner.pass_tokens = options.pass_tokens or pass_tokens
     callback = clock()
     data = Dataset.from_list(rows)
     splits = {"train": data, "validation": data.select(range(4))}
@@ -191,8 +214,7 @@ def measure(options) -> dict:
 
     if options.emulate:
         emulate_t4()
-    vocabulary = json.loads((options.folder / "config.json").read_text())["vocab_size"]
-    rows = make_rows(options.steps * STEP_ROWS, vocabulary, options.longest)
+    rows = make_rows(options.steps * STEP_ROWS, options.distinct, options.longest)
     make = {"seed": (padded, True), "trl": (padded, False), "unsloth": (ours, "unsloth"), "peft": (ours, "peft")}
     build, argument = make[options.recipe]
     trainer, callback = build(options, rows, argument)
@@ -237,6 +259,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="the model; made when it does not exist")
     parser.add_argument("--tokenizer", type=Path, help="folder with Llama 3.1's tokenizer.json, for a model to be made")
     parser.add_argument("--emulate", choices=["t4"], help="act like T4s")
+    parser.add_argument("--distinct", type=int, default=500, help="different tokens; few of them can be learnt")
     parser.add_argument("--pass-tokens", type=int, help="most tokens of a pass in this program's recipes")
     parser.add_argument("--sixteen-bit", action="store_true", help="16-bit LoRA instead of 4-bit")
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
@@ -273,6 +296,8 @@ def main() -> None:
         if not found:
             print(done.stdout[-2000:], f"\n{RECIPES[recipe]}: ended with {done.returncode}", flush=True)
             continue
+        told = [line for line in done.stdout.splitlines() if line.startswith(("passes of", "rows are padded"))]
+        print(*told, sep="\n", flush=True)
         results.append(json.loads(found[-1].removeprefix("RESULT ")))
         print(json.dumps(results[-1]), flush=True)
         if options.out:

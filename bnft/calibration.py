@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from bnft.evaluation import Evaluator, choose_rows, rows_of
+from bnft.memory_plan import GIB
 from bnft.placement import Placement
-from bnft.planning import remember_speeds, step_tokens
+from bnft.planning import make_plan, remember_speeds, step_tokens
 from bnft.records import now
 from bnft.settings import RunConfig
 from bnft.speed_plan import Speeds
@@ -35,11 +36,15 @@ def calibrate(config: RunConfig, splits: dict[str, Sequence], placement: Placeme
     Raises:
         UserError: whatever the training itself would raise.
     """
+    plan = make_plan(config, placement, splits, [int(gpu.gib * GIB) for gpu in placement.gpus])
+    settings = config
+    if plan and plan.checkpointing == "none":
+        settings = config.replace("train.gradient_checkpointing", "none")
     print(f"measuring {STEPS} steps of the real training", flush=True)
     # A fresh process: its peak memory is its own, and nothing of it stays on a GPU.
     way = "layers" if placement.way == "layers" else "single"
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        speeds = pool.submit(_measure, config.replace("train.parallel", way), splits).result()
+        speeds = pool.submit(_measure, settings.replace("train.parallel", way), splits).result()
     remember_speeds(config, placement, speeds)
 
 

@@ -19,7 +19,7 @@ def unpacked_bytes(body: nn.Module) -> int:
     return sum(2 * layer.in_features * layer.out_features for layer in packed_layers(body))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def unpack(body: nn.Module) -> None:
     """Puts plain layers in the places of packed ones; `body` is a copy, the packed layers stay with their model."""
     for parent in list(body.modules()):

@@ -25,9 +25,7 @@ OPTIMIZER_BYTES = {"adamw_torch": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8
 # block of 256 such blocks
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 LOSS_CHUNK, CPU_LOSS_CHUNK = 512, 64  # reply tokens whose logits exist at one time, as in bnft/reply_loss.py
-CONTEXT = (
-    GIB // 2
-)  # CUDA's own, its kernels' and cuBLAS' workspaces: outside of the allocator, or before the first step
+CONTEXT = GIB // 2  # CUDA's own, its kernels' and cuBLAS' workspaces: not the allocator's, or before the first step
 FRAGMENTATION = 0.03  # share of a GPU that lies in pieces too small to be used
 
 
@@ -105,6 +103,7 @@ class Method:
         element: bytes of a number of the compute type.
         checkpointing: "none", "torch" (layer inputs stay on the GPU) or "unsloth" (they go to the host).
         fused: with Unsloth's kernels.
+        flash: attention over packed rows as they are, without a table (bnft/packing.py).
         chunk: reply tokens whose logits exist at one time.
     """
 
@@ -115,13 +114,15 @@ class Method:
     optimizer: str = "adamw_8bit"
     checkpointing: str = "torch"
     fused: bool = False
+    flash: bool = False
     chunk: int = LOSS_CHUNK
 
     @classmethod
-    def of(cls, config: RunConfig, dtype: str, strategy: str = "peft", on_gpu: bool = True) -> Method:
+    def of(cls, config: RunConfig, dtype: str, strategy="peft", on_gpu=True, flash=False) -> Method:
         """Args:
         dtype: the compute type as resolved, "float32", "float16" or "bfloat16".
         strategy: the one that is used; only Unsloth's own checkpointing leaves the GPU.
+        flash: whether the GPU has such attention.
         """
         checkpointing = config.train.gradient_checkpointing
         if checkpointing == "unsloth" and strategy != "unsloth":
@@ -134,6 +135,7 @@ class Method:
             optimizer=config.train.optimizer,
             checkpointing=checkpointing,
             fused=strategy == "unsloth",
+            flash=flash and config.train.packing,
             chunk=LOSS_CHUNK if on_gpu else CPU_LOSS_CHUNK,
         )
 
@@ -153,6 +155,7 @@ class Memory:
 
     Attributes:
         kept: a token, from the forward pass to the backward pass.
+        kept_table: likewise, a place in the table of rows that attention works on.
         working: a token, while one layer is computed, again or backwards.
         attention: a place in the table of rows that attention works on, while one layer is computed.
         unpacked: the largest matrix in its compute type, where weights are in 4 bit.
@@ -165,6 +168,7 @@ class Memory:
     gradients: int
     optimizer: int
     kept: int
+    kept_table: int
     working: int
     attention: int
     unpacked: int
@@ -180,7 +184,7 @@ class Memory:
         table = max(tokens, longest * rows)
         layer = tokens * self.working + table * self.attention + self.unpacked
         loss = tokens * self.scored + self.logits
-        return tokens * self.kept + max(layer, loss)
+        return tokens * self.kept + table * self.kept_table + max(layer, loss)
 
     def peak(self, tokens: int, longest: int = 0, rows: int = 1) -> int:
         return self.fixed + self.activations(tokens, longest, rows)
@@ -196,7 +200,8 @@ def memory_of(
     adapter = layers * _layer_adapter(facts, method)
     saved, passing, attention = _layer_bytes(facts, method)
     boundary = facts.hidden * method.element
-    stored = {"none": saved + attention, "torch": boundary, "unsloth": 0}[method.checkpointing]
+    whole = method.checkpointing == "none"
+    stored = {"none": saved, "torch": boundary, "unsloth": 0}[method.checkpointing]
     largest = max(inputs * outputs for inputs, outputs in facts.projections.values())
     return Memory(
         weights=round(layers * facts.layer_parameters * matrix + ends * method.element),
@@ -204,8 +209,9 @@ def memory_of(
         gradients=4 * adapter,
         optimizer=round(OPTIMIZER_BYTES[method.optimizer] * adapter),
         kept=layers * stored,
-        working=passing if method.checkpointing == "none" else saved + passing,
-        attention=0 if method.checkpointing == "none" else attention,
+        kept_table=layers * attention * whole,
+        working=passing if whole else saved + passing,
+        attention=0 if whole else attention,
         unpacked=2 * largest * method.element if method.four_bit else 0,
         logits=head * method.chunk * facts.vocabulary * (method.element + 4 + 4),
         scored=head * 3 * boundary,
@@ -238,23 +244,25 @@ def memories(facts: ModelFacts, method: Method, way: str, gpus: int) -> list[Mem
 
 
 def _layer_bytes(facts: ModelFacts, method: Method) -> tuple[int, int, int]:
-    """Bytes a token of one layer: kept for its backward pass, held for a while there, and in attention's table.
+    """Bytes of one layer: of a token, kept for its backward pass and held for a while there; of a place in a table.
 
     Counted from what autograd keeps in transformers' Llama layer under PEFT; Unsloth's from what its kernels keep, and
-    fitted to 9.47 GiB measured with 16 rows of 1,000 tokens.
+    fitted to 9.47 GiB measured with 16 rows of 1,000 tokens and to 34.8 GiB with 8,456 tokens of which all is kept.
     """
     queries, size = facts.heads * facts.head_size, method.element
-    attention = 4 * queries * size  # queries; keys and values, a copy for each query head; the output
-    if size == 4:  # on a CPU no copies are needed
-        attention = 2 * (queries + facts.key_value_heads * facts.head_size) * size
-    if method.fused:  # the stream, norms' outputs and the gradient; gate and up, and three gradients of their size
-        return size * (7 * facts.hidden + 2 * facts.intermediate), 3 * size * facts.intermediate, attention
+    plain = 2 * (queries + facts.key_value_heads * facts.head_size) * size  # queries, keys, values, the output
+    # On a GPU with a table keys and values are copied for each query head, on a CPU they need not be.
+    attention = 0 if method.flash else plain if size == 4 else 4 * queries * size
+    flash = plain if method.flash else 0
+    if method.fused:  # kept: the stream twice, two norms' outputs, gate and up; held: gradients of the like sizes
+        saved, held = 4 * facts.hidden + 2 * facts.intermediate, 3 * facts.hidden + 3 * facts.intermediate
+        return size * saved + flash, size * held, attention
     inputs = sum(facts.projections[name][0] for name in method.targets if name in facts.projections)
     # In 16 bit each norm makes a float32 copy, and each adapter casts its input for itself, its gradient back.
     copies = facts.norms * 4 * facts.hidden + inputs * size if size < 4 else facts.norms * 2 * 4 * facts.hidden
     mlp = 4 * facts.intermediate * size  # gate, its activation, up, their product
     held = 3 * facts.hidden * size + (size + 4) * facts.intermediate  # the stream's gradients, the down projection's
-    return copies + mlp, held, attention
+    return copies + mlp + flash, held, attention
 
 
 def usable(free: int) -> int:
@@ -266,6 +274,14 @@ def fits(facts: ModelFacts, method: Method, way: str, free: Sequence[int], longe
     """Whether a pass with the longest row alone fits into the GPUs' free bytes, placed in this way."""
     parts = memories(facts, method, way, len(free))
     return all(part.peak(longest) <= usable(size) for part, size in zip(parts, free, strict=True))
+
+
+def has_room_for_all(
+    facts: ModelFacts, method: Method, way: str, free: Sequence[int], tokens: int, longest: int, rows: int
+) -> bool:
+    """Whether the GPUs' free bytes take a pass of so many tokens without computing anything again."""
+    parts = memories(facts, replace(method, checkpointing="none"), way, len(free))
+    return all(part.peak(tokens, longest, rows) <= usable(size) for part, size in zip(parts, free, strict=True))
 
 
 def token_budget(memory: Memory, free: int, longest: int, rows: int, most: int) -> int:

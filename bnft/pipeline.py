@@ -170,7 +170,10 @@ class Pipeline:
 
     def _train(self, splits: dict[str, list], checkpoint: Path | None) -> None:
         plan = self._plan(splits)
-        tuner = self._timed("model", lambda: self._placed(self.config))
+        config = self.config
+        if plan and plan.checkpointing == "none":
+            config = config.replace("train.gradient_checkpointing", "none")
+        tuner = self._timed("model", lambda: self._placed(config))
         if plan and plan.pass_tokens:
             tuner.pass_tokens = plan.pass_tokens
         dtype, reason = resolve_dtype(self.config.model.dtype)

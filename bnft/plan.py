@@ -75,6 +75,7 @@ class RunPlan:
         tokens: of all optimizer steps together.
         passes: forward and backward passes of them.
         pass_tokens: the most tokens of a pass; None where nothing bounds them.
+        checkpointing: "none" where the GPUs hold everything that is kept for the backward pass, else as set.
         memory: of each GPU, or of the CPU's process.
         peaks: bytes of each GPU.
         host: bytes of a process.
@@ -88,6 +89,7 @@ class RunPlan:
     tokens: int
     passes: int
     pass_tokens: int | None
+    checkpointing: str
     memory: tuple[Memory, ...]
     peaks: tuple[int, ...]
     host: int
@@ -102,6 +104,7 @@ class RunPlan:
             "tokens": self.tokens,
             "passes": self.passes,
             "pass_tokens": self.pass_tokens,
+            "gradient_checkpointing": self.checkpointing,
             "gpu_gib": [_gib(peak) for peak in self.peaks],
             "host_gib": _gib(self.host),
             "disk_gib": {name: _gib(size) for name, size in self.disk.items()},
@@ -126,6 +129,7 @@ class RunPlan:
                 "activations and logits": peak - memory.fixed,
             }
             told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+            told += "; nothing is computed again" if self.checkpointing == "none" else ""
             lines.append((f"GPU {number}", f"{peak / GIB:.1f} GiB at most: {told}"))
         disk = f"{_size(self.disk['run'])} for the run, {_size(self.disk['merge'])} more for publish.py to merge it"
         hours = ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())

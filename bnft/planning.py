@@ -11,16 +11,16 @@ import math
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bnft.config import cache_dir
 from bnft.data import ProcessedData
 from bnft.device_maps import model_facts, quiet
 from bnft.errors import UserError
-from bnft.memory_plan import GIB, Memory, Method, ModelFacts, memories, token_budget
+from bnft.memory_plan import GIB, Memory, Method, ModelFacts, has_room_for_all, memories, token_budget
 from bnft.models import ModelSource, find_model, load_tokenizer, resolve_dtype
 from bnft.placement import Placement, step_rows
 from bnft.plan import RunPlan, check_fits, describe, disk_bytes, host_bytes, optimizer_steps
@@ -61,13 +61,23 @@ def method_of(config: RunConfig) -> Method:
     """How the strategy that will be used trains here, without importing it."""
     fused = config.train.strategy != "peft" and not why_not_unsloth()
     dtype, _ = resolve_dtype(config.model.dtype)
-    return Method.of(config, dtype, "unsloth" if fused else "peft", on_gpu=_on_gpu())
+    return Method.of(config, dtype, "unsloth" if fused else "peft", _on_gpu(), _flash_runs(dtype))
 
 
 def _on_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _flash_runs(dtype: str) -> bool:
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    from bnft.packing import flash_runs
+
+    return flash_runs(torch.device("cuda"), getattr(torch, dtype))
 
 
 def _all_of(placement: Placement) -> list[int]:
@@ -109,9 +119,7 @@ def make_plan(
     check_fits(config, facts, method, placement.way, list(free), max(lengths))
 
     steps = optimizer_steps(config, len(lengths))
-    parts = list(islice(_steps(config, lengths, placement.processes), steps))
-    memory = memories(facts, method, placement.way, max(1, len(free)))
-    bound = _pass_tokens(config, memory, free, parts, max(lengths))
+    method, parts, memory, bound = fit_passes(config, facts, method, placement, lengths, steps, free)
     most = step_rows(config) if bound else config.train.batch_size
     passes = [[_shapes(part, bound or math.inf, most, config.train.packing) for part in step] for step in parts]
     peaks = tuple(max(_peak(part, shape) for step in passes for own in step for shape in own) for part in memory)
@@ -127,6 +135,7 @@ def make_plan(
         tokens=work.tokens,
         passes=sum(len(own) for step in passes for own in step),
         pass_tokens=bound,
+        checkpointing=method.checkpointing,
         memory=tuple(memory) if gpu else (),
         peaks=peaks if gpu else (),
         host=speeds.host or host_bytes(facts, method, peaks[0], gpu is not None, bound or 0, files),
@@ -134,6 +143,50 @@ def make_plan(
         seconds=seconds_of(work, speeds, placement.processes),
         speed=speeds.source,
     )
+
+
+class Fit(NamedTuple):
+    """How a GPU's memory is used.
+
+    Attributes:
+        method: without gradient checkpointing where there is room for that.
+        parts: for each optimizer step each process' conversations, by their lengths.
+        memory: of each GPU.
+        pass_tokens: the most tokens of a pass that all GPUs have room for; None where the settings alone bound it.
+    """
+
+    method: Method
+    parts: list[list[list[int]]]
+    memory: list[Memory]
+    pass_tokens: int | None
+
+
+def fit_passes(
+    config: RunConfig,
+    facts: ModelFacts,
+    method: Method,
+    placement: Placement,
+    lengths: Sequence[int],
+    steps: int,
+    free: Sequence[int],
+) -> Fit:
+    """Passes as large as GPUs take them: first whole steps, then steps of which nothing is computed again.
+
+    Args:
+        lengths: tokens of each conversation.
+        free: bytes of each GPU.
+    """
+    parts = list(islice(_steps(config, lengths, placement.processes), steps))
+    if not (free and config.train.fit_batch):
+        return Fit(method, parts, memories(facts, method, placement.way, max(1, len(free))), None)
+    own = [part for step in parts for part in step if part]
+    most, rows = max(map(sum, own)), max(map(len, own))
+    widest = most if config.train.packing else max(max(part) * len(part) for part in own)
+    if placement.way != "fsdp" and has_room_for_all(facts, method, placement.way, free, widest, max(lengths), rows):
+        method = replace(method, checkpointing="none")
+    memory = memories(facts, method, placement.way, len(free))
+    budgets = [token_budget(part, size, max(lengths), rows, most) for part, size in zip(memory, free, strict=True)]
+    return Fit(method, parts, memory, min(budgets))
 
 
 def step_tokens(config: RunConfig, lengths: Sequence[int], steps: int) -> list[int]:
@@ -162,16 +215,6 @@ def _steps(config: RunConfig, lengths: Sequence[int], processes: int) -> Iterato
         for step in sampler:
             taken = [lengths[i] for i in step]
             yield [[taken[i] for i in part] for part in shares(taken, processes)]
-
-
-def _pass_tokens(
-    config: RunConfig, memory: Sequence[Memory], free: Sequence[int], parts: Sequence, longest: int
-) -> int | None:
-    """The most tokens of a pass that all GPUs have room for; None where the settings alone bound it."""
-    if not (free and config.train.fit_batch):
-        return None
-    most, rows = max(sum(part) for step in parts for part in step), max(len(part) for step in parts for part in step)
-    return min(token_budget(part, size, longest, rows, most) for part, size in zip(memory, free, strict=True))
 
 
 def _shapes(lengths: Sequence[int], tokens: float, rows: int, packing: bool) -> list[tuple[int, int, int]]:

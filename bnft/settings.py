@@ -64,7 +64,9 @@ class TrainConfig(Section):
     batch_size: int = Field(2, ge=1, description="conversations in one forward pass")
     accumulation: int = Field(8, ge=1, description="forward passes before one optimizer step")
     fit_batch: bool = Field(
-        True, description="on a GPU, fewer and larger passes for the same optimizer step, as far as its memory goes"
+        True,
+        description="on a GPU, fewer and larger passes for the same optimizer step, and nothing computed again, as far "
+        "as its memory goes",
     )
     packing: bool = Field(True, description="conversations share a pass without padding, each seeing only itself")
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="peak learning rate")

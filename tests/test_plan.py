@@ -95,6 +95,7 @@ def plan(**changes):
         "tokens": 4_600_000,
         "passes": 956,
         "pass_tokens": 12_000,
+        "checkpointing": "unsloth",
         "memory": tuple(memories(LLAMA_8B, Method(), "single", 1)),
         "peaks": (9 * GIB,),
         "host": 6 * GIB,

@@ -5,13 +5,14 @@ import pytest
 
 from bnft.config import resolve
 from bnft.errors import UserError
-from bnft.memory_plan import GIB
+from bnft.memory_plan import GIB, Method, ModelFacts
 from bnft.placement import Placement
 from bnft.plan import Gpu
-from bnft.planning import known_speeds, make_plan, plan_warnings, remember_speeds, step_tokens
+from bnft.planning import fit_passes, known_speeds, make_plan, plan_warnings, remember_speeds, step_tokens
 from bnft.speed_plan import Speeds
 
 ON_CPU = Placement("single", 1, (), "no GPU")
+LLAMA_8B = ModelFacts(32, 4096, 14336, 32, 8, 128, 128256, tied=False)
 
 
 @pytest.fixture
@@ -58,6 +59,20 @@ def test_a_gpu_takes_the_step_in_one_pass_and_a_small_one_in_several(smoke, spli
     assert small.peaks[0] < large.peaks[0]
     with pytest.raises(UserError, match="cannot be trained here"):
         make_plan(smoke, placement, splits, [GIB // 2])
+
+
+@pytest.mark.parametrize(("free", "checkpointing"), [(139, "none"), (14.74, "torch"), (None, "torch")])
+def test_nothing_is_computed_again_where_a_gpu_holds_all_of_it(free, checkpointing):
+    """Rows of 16 x 303 tokens of Llama 3.1 8B; on a CPU it stays as set."""
+    config = resolve("llama31-8b-qlora", {"train.gradient_checkpointing": "torch"})[0]
+    gpus = (Gpu("a GPU", free, (9, 0)),) if free else ()
+    placement, room = Placement("single", 1, gpus, "as set"), [int(free * GIB)] if free else []
+    fit = fit_passes(config, LLAMA_8B, Method(), placement, [303] * 64, 4, room)
+    assert fit.method.checkpointing == checkpointing
+    assert fit.pass_tokens == (16 * 303 if free else None)
+    assert [sum(map(sum, step)) for step in fit.parts] == [16 * 303] * 4
+    as_set = fit_passes(config.replace("train.fit_batch", False), LLAMA_8B, Method(), placement, [303] * 64, 4, room)
+    assert (as_set.method.checkpointing, as_set.pass_tokens) == ("torch", None)
 
 
 def test_two_processes_share_the_rows(smoke, splits):
