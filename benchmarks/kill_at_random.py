@@ -124,8 +124,8 @@ def run(line: str, folder: Path, after: float = 0.0, change: int = 0) -> tuple[i
     counted, log = folder.with_suffix(".changes"), folder.with_suffix(".log")
     started = time.monotonic()
     child = os.fork()
+    os.setpgid(child, child)  # here and in the child: whichever comes first, the group is there
     if not child:
-        os.setsid()
         _become(line.replace("{}", str(folder)).split(), folder, log, counted, change)
     deadline = started + (after or LIMIT)
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
