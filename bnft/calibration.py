@@ -74,7 +74,7 @@ def _evaluation(tuner: LLAMAFineTuner, config: RunConfig, test: Sequence) -> tup
     longest = min(WRITTEN, config.generation.max_new_tokens)
     evaluator = Evaluator(tuner.model, tuner.tokenizer, config.replace("generation.max_new_tokens", longest))
     tuner.model.eval()
-    some = choose_rows(test, READ, config.seed)
+    some = _of_middle_length(test)
     evaluator.likelihoods(some[:1])
     started = time.monotonic()
     evaluator.likelihoods(some)
@@ -86,3 +86,10 @@ def _evaluation(tuner: LLAMAFineTuner, config: RunConfig, test: Sequence) -> tup
     replies = evaluator.generate(rows)
     steps = math.ceil(len(rows) / config.eval.batch_size) * max(reply.tokens for reply in replies)
     return read, (time.monotonic() - started) / max(1, steps)
+
+
+def _of_middle_length(conversations: Sequence) -> list:
+    """As many as are read; of like length, as the rows of a batch are when a whole split is read."""
+    by_length = sorted(conversations, key=lambda one: sum(len(message["content"]) for message in one.messages))
+    start = max(0, (len(by_length) - READ) // 2)
+    return by_length[start : start + READ]

@@ -19,8 +19,8 @@ GPU_NEEDED_GIB = 14.0  # what the 8B recipe needs; a T4 offers 14.74
 PLOTS = 2**19  # bytes of a run's pictures
 SESSION_HOURS = 12  # of Kaggle and Colab
 # Measured: a process with PyTorch, transformers and TRL; bytes in memory for a byte of tokenizer.json; and what a heap
-# that keeps freed memory (bnft/allocator.py) grows to for a byte in use.
-LIBRARIES, CUDA_LIBRARIES, TOKENIZER, HEAP = int(0.65 * GIB), 4 * GIB, 12, 1.15
+# that keeps freed memory (bnft/allocator.py) grows to in a whole run, for a byte of passes that are all of other sizes.
+LIBRARIES, CUDA_LIBRARIES, TOKENIZER, HEAP = int(0.65 * GIB), 4 * GIB, 12, 1.95
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,8 @@ def host_bytes(facts: ModelFacts, method: Method, peak: int, on_gpu: bool, pass_
         tokenizer: bytes of its files.
     """
     if not on_gpu:
-        return LIBRARIES + TOKENIZER * tokenizer + round(HEAP * peak)
+        fixed = memories(facts, method, "single", 1)[0].fixed
+        return LIBRARIES + TOKENIZER * tokenizer + fixed + round(HEAP * (peak - fixed))
     offloaded = facts.layers * facts.hidden * method.element * pass_tokens * (method.checkpointing == "unsloth")
     return (
         CUDA_LIBRARIES + 2 * facts.embedding_parameters * method.element + offloaded

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bnft.config import cache_dir
+from bnft.cpu_speed import product_rate
 from bnft.data import ProcessedData
 from bnft.device_maps import model_facts, quiet
 from bnft.errors import UserError
@@ -128,7 +129,15 @@ def make_plan(
     about = (gpu.name, gpu.capability) if gpu else None
     speeds = known_speeds(config, placement)
     files = _tokenizer_files(source)
-    speeds = speeds or estimate_speeds(facts, method, work, about, placement.processes, cpu_cores())
+    tokens = math.ceil(work.tokens / len(parts) / step_rows(config) * config.train.batch_size)
+    speeds = speeds or estimate_speeds(
+        facts,
+        method,
+        work,
+        about,
+        placement.processes,
+        lambda: product_rate(tokens, facts.hidden, facts.intermediate),
+    )
     return RunPlan(
         steps=steps,
         longest=max(lengths),
@@ -138,7 +147,7 @@ def make_plan(
         checkpointing=method.checkpointing,
         memory=tuple(memory) if gpu else (),
         peaks=peaks if gpu else (),
-        host=speeds.host or host_bytes(facts, method, peaks[0], gpu is not None, bound or 0, files),
+        host=max(speeds.host, host_bytes(facts, method, peaks[0], gpu is not None, bound or 0, files)),
         disk=_disk(config, facts, method, splits, files, steps),
         seconds=seconds_of(work, speeds, placement.processes),
         speed=speeds.source,
@@ -230,18 +239,21 @@ def _peak(memory: Memory, shape: tuple[int, int, int]) -> int:
     return memory.peak(*shape)
 
 
-def _work(config: RunConfig, splits: dict, lengths: Sequence[int], replies: int, parts: Sequence) -> Work:
+def _work(config: RunConfig, splits: dict, lengths: Sequence[int], own_replies: int, parts: Sequence) -> Work:
     mean, steps, asked = sum(lengths) / len(lengths), len(parts), config.train.validation_samples
     validated = len(splits["validation"]) if asked == "all" else min(asked, len(splits["validation"]))
     exchanges = sum(len(c.messages) // 2 for c in splits["test"])
     samples = config.eval.samples
+    replies = exchanges if samples == "all" else min(samples, exchanges)
+    tested, reply_share = round(len(splits["test"]) * mean), own_replies / sum(lengths)
     return Work(
         steps=steps,
         tokens=sum(sum(part) for step in parts for part in step),
-        reply_share=replies / sum(lengths),
+        reply_share=reply_share,
         read=round(steps // config.train.eval_steps * validated * mean),
-        tested=round(len(splits["test"]) * mean),
-        replies=exchanges if samples == "all" else min(samples, exchanges),
+        tested=tested,
+        replies=replies,
+        prompts=round(tested * (1 - reply_share) * replies / max(1, exchanges)),
         reply_batch=config.eval.batch_size,
         reply_tokens=config.generation.max_new_tokens,
     )

@@ -6,6 +6,7 @@ Knows nothing about memory, files or models' insides; it is handed counts.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bnft.memory_plan import Method, ModelFacts
@@ -33,9 +34,11 @@ UNKNOWN_GPU = (65, 320)  # as slow as the slowest that a recipe is for
 # Seen on T4s (70 W, no bfloat16): 4,800 rows and three validations in 2 h 35 min, one card at work at a time, 16.
 SUSTAINED, SUSTAINED_BEFORE_AMPERE = 0.41, 0.25
 PROCESSES = 0.96  # of the speed of several processes together, seen: 1.92 times with two
-GFLOPS_A_CORE = 50  # float32, measured: laptop recipe, 2 cores of an AMD EPYC with AVX2
-LAUNCHING = 0.04  # seconds a decoding step takes on a GPU however few the rows: Python launches its kernels
+# Shares of a CPU's rate of products (bnft/cpu_speed.py), and the bytes a second of its memory. Measured with the laptop
+# recipe on 2 cores of an AMD EPYC at 115 GFLOP/s: 92 in training, 88 in reading; 0.26 s a decoding step of 16 rows.
+SUSTAINED_ON_CPU, DECODING_ON_CPU = 0.78, 0.45
 CPU_GB_A_SECOND = 10
+LAUNCHING = 0.04  # seconds a decoding step takes on a GPU however few the rows: Python launches its kernels
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Work:
         read: tokens of all validations together.
         tested: tokens of the test split, read once by the base and once by the tuned model.
         replies: conversations that are replied to, by each of the two.
+        prompts: tokens of these, read before the replies.
         reply_batch: how many at a time.
         reply_tokens: the longest reply.
     """
@@ -58,6 +62,7 @@ class Work:
     read: int
     tested: int
     replies: int
+    prompts: int
     reply_batch: int
     reply_tokens: int
 
@@ -96,25 +101,33 @@ def operations(facts: ModelFacts, method: Method, reply_share: float) -> tuple[f
 
 
 def estimate_speeds(
-    facts: ModelFacts, method: Method, work: Work, gpu: tuple[str, tuple[int, int]] | None, processes: int, cores: int
+    facts: ModelFacts,
+    method: Method,
+    work: Work,
+    gpu: tuple[str, tuple[int, int]] | None,
+    processes: int,
+    cpu_rate: Callable[[], float],
 ) -> Speeds:
     """Speeds from the tables above.
 
     Args:
         gpu: name and compute capability; None for a CPU.
         processes: how many train together; evaluation is the work of one.
+        cpu_rate: measures operations a second of the CPU's products; called only where there is no GPU.
     """
     training, reading = operations(facts, method, work.reply_share)
     weights = facts.parameters * method.element
     if gpu is None:
-        rate, bandwidth, launching, source = GFLOPS_A_CORE * 1e9 * cores, CPU_GB_A_SECOND * 1e9, 0.0, f"{cores} cores"
+        products, bandwidth, launching = cpu_rate(), CPU_GB_A_SECOND * 1e9, 0.0
+        rate, decoding_rate = SUSTAINED_ON_CPU * products, DECODING_ON_CPU * products
+        source = f"CPU at {products / 1e9:.0f} GFLOP/s"
     else:
         name, capability = gpu
         peak, bandwidth = next((figures for known, figures in GPUS.items() if known in name), UNKNOWN_GPU)
-        rate = peak * 1e12 * (SUSTAINED if capability >= (8, 0) else SUSTAINED_BEFORE_AMPERE)
+        rate = decoding_rate = peak * 1e12 * (SUSTAINED if capability >= (8, 0) else SUSTAINED_BEFORE_AMPERE)
         bandwidth, launching, source = bandwidth * 1e9, LAUNCHING, f"{name} at {rate / 1e12:.0f} TFLOP/s"
         weights *= 2 if method.four_bit else 1  # unpacked for every step: written, then read
-    decoding = launching + weights / bandwidth + 2 * facts.parameters * work.reply_batch / rate
+    decoding = launching + weights / bandwidth + 2 * facts.parameters * work.reply_batch / decoding_rate
     return Speeds(rate / training, rate / reading, decoding, f"estimated, {source}").with_processes(processes)
 
 
@@ -123,5 +136,6 @@ def seconds_of(work: Work, speeds: Speeds, processes: int = 1) -> dict[str, floa
     batches = math.ceil(work.replies / work.reply_batch)
     return {
         "training": work.tokens / speeds.training + work.read / speeds.reading / processes,
-        "evaluation": 2 * (work.tested / speeds.reading + batches * work.reply_tokens * speeds.decoding),
+        "evaluation": 2
+        * ((work.tested + work.prompts) / speeds.reading + batches * work.reply_tokens * speeds.decoding),
     }
