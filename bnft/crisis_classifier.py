@@ -12,6 +12,7 @@ import csv
 import logging
 import os
 import tempfile
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -189,7 +190,7 @@ class CrisisClassifier:
                 rarity = [_spread(kept[f"buckets{i}"], kept[f"rarity{i}"]) for i in range(len(_BLOCKS))]
                 columns = Columns(_BLOCKS, rarity)
                 return cls(features, columns, kept["topics"].tolist(), kept["weights"], kept["bias"])
-        except (OSError, KeyError, ValueError, EOFError, BadZipFile):
+        except (OSError, KeyError, ValueError, EOFError, RuntimeError, BadZipFile, zlib.error):
             return None
 
     def scores(self, texts: Sequence[str]) -> list[Scores]:

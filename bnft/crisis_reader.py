@@ -101,12 +101,17 @@ class CrisisReader:
                 Thread(target=self._open, daemon=True).start()
 
     def _open(self) -> None:
+        from safetensors import SafetensorError
+
         try:
             self._parts.set_result(load(self._folder(), self._adapter))
-        except (UserError, OSError, RuntimeError, ValueError, KeyError) as error:
+        except (UserError, OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
             # The classifier alone takes more for a crisis and misses no more: the chat goes on.
             log.warning("crisis detection goes on without its reader: %s", error)
             self._parts.set_result(None)
+        except BaseException as error:  # whoever waits for the reader is told, and never waits for ever
+            self._parts.set_exception(error)
+            raise
 
     def __call__(self, text: str) -> float | None:
         """None where the reader could not be loaded."""
@@ -123,8 +128,8 @@ def load(folder: Path, adapter: Path) -> tuple[Question, torch.nn.Linear, list[s
     """The question with the adapter added into its layers, the head that reads the answer, and its topics."""
     from safetensors import safe_open
 
-    question = Question(folder)
     with safe_open(adapter, framework="pt") as file, torch.no_grad():
+        question = Question(folder)
         topics = json.loads(file.metadata()["topics"])
         for name in file.keys():  # noqa: SIM118
             layer, _, part = name.rpartition(".")

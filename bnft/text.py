@@ -49,6 +49,8 @@ _PUNCTUATION = regex.compile(rf"[\p{{P}}{regex.escape(string.punctuation)}]")
 _WORD = regex.compile(r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]")
 _CLUSTER = regex.compile(r"\X")
 _LETTER = regex.compile(r"[\p{L}\p{M}]")
+# Control characters, direction marks, private and surrogate code points; joiners are needed to write Bengali and emoji.
+_UNSEEN = regex.compile(r"[^\P{C}\t\n\u200c\u200d]")
 _TORN = "\ufffd\u09cd\u200c\u200d"
 _SENTENCE_END = regex.compile(r"[।॥৷.?!…][\p{Pe}\p{Pf}\"']*\s*\Z")
 _BENGALI_LETTER = regex.compile(r"(?=\p{Bengali})[\p{L}\p{M}]")
@@ -107,6 +109,11 @@ def bengali_ratio(s: str) -> float:
 def ends_sentence(s: str) -> bool:
     """Whether the last visible mark closes a sentence; quotes and brackets may follow it."""
     return _SENTENCE_END.search(s) is not None
+
+
+def drop_unseen(s: str) -> str:
+    """A text without the characters that no person can see; line ends, tabs and joiners stay."""
+    return _UNSEEN.sub("", s)
 
 
 def has_replacement_char(s: str) -> bool:

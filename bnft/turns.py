@@ -15,15 +15,13 @@ from typing import Any
 import regex
 
 from bnft.settings import GenerationConfig
+from bnft.text import drop_unseen
 
 MAX_MESSAGE = 4000  # characters of one message, as a person counts them
 MAX_REPLY = 16_000  # characters of a reply that comes back from a browser
 MAX_MESSAGES = 60  # messages of a conversation; older ones are dropped
 MAX_REPLY_TOKENS = 1024
 
-# Control, unassigned, private and surrogate code points; joiners are needed to write Bengali and emoji.
-_INVISIBLE = regex.compile(r"[^\P{C}\t\n\u200c\u200d]")
-_DIRECTION = regex.compile(r"[\u202a-\u202e\u2066-\u2069\u200e\u200f]")
 _SAYS_SOMETHING = regex.compile(r"[\p{L}\p{N}\p{S}\p{P}]")
 
 
@@ -115,12 +113,12 @@ def clean_message(message: Any) -> str:
         return ""
     # Much longer texts are refused anyway; a regex over a hundred megabytes would hold up everybody.
     shown = message[: 2 * MAX_MESSAGE].replace("\r\n", "\n").replace("\r", "\n")
-    return _DIRECTION.sub("", _INVISIBLE.sub("", shown)).strip()
+    return drop_unseen(shown).strip()
 
 
 def clean_reply(written: str) -> str:
     """A reply without a model's slips: bytes that are no character, and characters that no person can see."""
-    return _INVISIBLE.sub("", written.replace("\ufffd", ""))
+    return drop_unseen(written.replace("\ufffd", ""))
 
 
 def says_something(message: str) -> bool:
@@ -159,7 +157,7 @@ def exchanges(history: Sequence[dict], base: bool = False) -> list[dict]:
 
 
 def _bounded(content: str) -> str:
-    return _INVISIBLE.sub("", content[:MAX_REPLY])
+    return drop_unseen(content[:MAX_REPLY])
 
 
 def _within(value: Any, low: float, high: float, default: float) -> float:

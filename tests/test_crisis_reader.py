@@ -52,6 +52,18 @@ def test_without_its_model_or_adapter_detection_goes_on(tmp_path, caplog):
     assert detector.judge("আজ মাছের ঝোল রাঁধলাম").risk is Risk.NONE
 
 
+def test_a_file_that_was_never_downloaded_in_place_of_the_adapter_stops_nothing(tmp_path):
+    pointer = tmp_path / "adapter.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5067248\n")
+    assert CrisisReader(folder=lambda: tmp_path, adapter=pointer)("আজ মন ভালো নেই") is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_ever_for_a_reader_that_fails_in_a_way_of_its_own():
+    with pytest.raises(ZeroDivisionError):
+        CrisisReader(folder=lambda: 1 / 0)("আজ মন ভালো নেই")
+
+
 @pytest.mark.slow
 def test_what_is_fitted_is_what_is_read_back(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(crisis_training, "BATCH", 8)
