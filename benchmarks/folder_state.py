@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 # What differs between two undisturbed runs: times, and what is measured of the machine.
-CLOCK = ("started", "finished", "seconds", "time", "per_second", "memory", "actual", "fingerprint", "checksum")
+CLOCK = ("started", "finished", "seconds", "time", "per_second", "speed", "memory", "actual", "fingerprint", "checksum")
 UNCOMPARED = ("state.json",)  # of a cached data set: a random name
 
 

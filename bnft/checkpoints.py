@@ -6,6 +6,7 @@ A checkpoint is whole when its manifest, written last, agrees with its files. Kn
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from bnft.errors import UserError
+from bnft.errors import UserError, first_line
 from bnft.manifest import MANIFEST, damage_of, read_facts, seal
 from bnft.settings import RunConfig
 from bnft.token_cache import texts_hash
@@ -41,7 +42,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    """By the trainer's names alone: a copy that somebody keeps as checkpoint-50-good is no matter of the run."""
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch("checkpoint-[0-9]+", path.name)]
 
 
 def _step(checkpoint: Path) -> int:
@@ -106,6 +108,12 @@ def facts_of(config: RunConfig, model, train: Sequence) -> dict[str, Any]:
     return facts | {"the training conversations": texts_hash(train)[:16]}
 
 
+def seal_unsealed(checkpoint: Path, facts: dict[str, Any]) -> None:
+    """Writes the manifest that a kill left out: training goes on from here, and later changes are to be seen."""
+    if not (checkpoint / MANIFEST).exists():
+        seal(checkpoint, facts)
+
+
 def check_belongs(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Refuses a checkpoint that was made of something else than `facts`. The number of GPUs is none of them.
 
@@ -136,7 +144,7 @@ def only_numbers_of(checkpoint: Path | None) -> Iterator[None]:
         yield
     except UnpicklingError as error:
         raise UserError(
-            f"the checkpoint {checkpoint} holds more than numbers: {str(error).splitlines()[0]}",
+            f"the checkpoint {checkpoint} holds more than numbers: {first_line(error)}",
             "Whoever made it could run any program here by it. Take it out of the run's folder.",
         ) from error
 

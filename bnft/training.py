@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bnft.checkpoints import check_belongs, checkpoint_keeper, facts_of, only_numbers_of
+from bnft.checkpoints import check_belongs, checkpoint_keeper, facts_of, only_numbers_of, seal_unsealed
 from bnft.errors import Interrupted
 from bnft.manifest import seal
 from bnft.models import ADAPTER_NOTES, OWN_MODELS, adapter_base, find_model
@@ -50,7 +50,7 @@ class TrainingResult:
     history: list[dict]
     steps: int
     seconds: float
-    best_eval_loss: float
+    best_eval_loss: float | None
     best_step: int
     stopped_by: str = ""
     halved: list[dict] = field(default_factory=list)
@@ -122,6 +122,8 @@ class LLAMAFineTuner:
         facts = facts_of(self.config, self.model, train)
         if resume_from:
             check_belongs(Path(resume_from), facts)
+            if self.world.leads:
+                seal_unsealed(Path(resume_from), facts)
         stops = Stops(self.config.train.max_minutes, self.world)
         keeper = checkpoint_keeper(facts, self.world, self.config.train.keep_checkpoints)
         trainer = self._trainer(datasets, folder / "checkpoints", [stops.callback(), keeper])
@@ -141,10 +143,10 @@ class LLAMAFineTuner:
         state = trainer.state
         best_step = Path(state.best_model_checkpoint).name.rpartition("-")[2] if state.best_model_checkpoint else "0"
         return TrainingResult(
-            history=[line for line in state.log_history if "loss" in line or "eval_loss" in line],
+            history=[_finite(line) for line in state.log_history if "loss" in line or "eval_loss" in line],
             steps=state.global_step,
             seconds=seconds,
-            best_eval_loss=state.best_metric if state.best_metric is not None else math.nan,
+            best_eval_loss=state.best_metric,
             best_step=int(best_step),
             stopped_by=stops.reason,
             halved=trainer.halved,
@@ -277,3 +279,8 @@ class LLAMAFineTuner:
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1  # a second GPU that this process sees is another process', or holds other layers
         return arguments
+
+
+def _finite(line: dict) -> dict:
+    """A log line that JSON can hold: fp16's scaler looks for its factor in a few first steps, of infinite gradients."""
+    return {name: value for name, value in line.items() if not isinstance(value, float) or math.isfinite(value)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,15 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerState
 
-from bnft.checkpoints import SETTINGS, check_belongs, checkpoint_keeper, facts_of, fault_of, last_checkpoint
+from bnft.checkpoints import (
+    SETTINGS,
+    check_belongs,
+    checkpoint_keeper,
+    facts_of,
+    fault_of,
+    last_checkpoint,
+    seal_unsealed,
+)
 from bnft.config import resolve
 from bnft.errors import UserError
 from bnft.manifest import MANIFEST, seal
@@ -47,8 +56,9 @@ def test_the_newest_checkpoint_is_the_one_of_the_largest_step(tmp_path, sealed):
     assert last_checkpoint(tmp_path / "none") is None
     for step in (900, 1000, 50):
         checkpoint(tmp_path, step, sealed)
-    for name in ("checkpoint-best", "checkpoint-1000.part", "runs"):
+    for name in ("checkpoint-best", "checkpoint-1000.part", "checkpoint-2000-good", "checkpoint-²", "runs"):
         (tmp_path / name).mkdir()
+    shutil.copytree(tmp_path / "checkpoint-50", tmp_path / "checkpoint-2000-good", dirs_exist_ok=True)
     assert last_checkpoint(tmp_path).name == "checkpoint-1000"
 
 
@@ -74,6 +84,16 @@ def test_one_that_was_written_anew_halfway_over_a_sealed_one_is_passed_over(tmp_
     again = checkpoint(tmp_path, 20)
     save_file({"lora_A": torch.zeros(4, 4)}, again / PARTS[0])  # same size, other content
     assert "the checksum of adapter_model.safetensors is wrong" in fault_of(again)
+
+
+def test_a_checkpoint_that_was_killed_before_its_manifest_gets_it_when_it_is_gone_on_with(tmp_path):
+    whole = checkpoint(tmp_path, 20, sealed=False)
+    (whole / f".{MANIFEST}.part").write_text("{")  # as far as it came
+    seal_unsealed(whole, {"seed": 1})
+    assert sorted(path.name for path in whole.iterdir()) == sorted([*ALL, MANIFEST])
+    assert fault_of(whole) == ""
+    seal_unsealed(whole, {"seed": 2})
+    assert json.loads((whole / MANIFEST).read_text())["facts"] == {"seed": 1}, "a sealed one is left as it is"
 
 
 def settings(**flags):

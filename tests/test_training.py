@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from bnft.config import resolve
 from bnft.errors import UserError
 from bnft.models import ADAPTER_NOTES
-from bnft.training import LLAMAFineTuner
+from bnft.training import LLAMAFineTuner, _finite
 
 
 def settings(**flags):
@@ -25,6 +25,12 @@ def trained(tiny, conversations, tmp_path_factory):
     before = {name: p.detach().clone() for name, p in tuner.model.named_parameters()}
     result = tuner.train(conversations[:9], conversations[9:], folder)
     return tuner, result, folder, before
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_log_line_is_one_that_json_can_hold(value):
+    """The first gradients under a float16 scaler are infinite, which is no fault."""
+    assert _finite({"loss": 1.5, "grad_norm": value, "step": 3}) == {"loss": 1.5, "step": 3}
 
 
 def test_every_adapter_weight_moves_and_no_base_weight_does(trained):
