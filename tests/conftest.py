@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import by huggingface_hub: no test asks the network
 
@@ -15,6 +16,8 @@ from bnft.data import Conversation
 from bnft.errors import UserError
 from bnft.models import find_model, load_model, load_tokenizer
 from bnft.settings import ModelConfig
+from tests.hub_server import running_hub
+from tests.publisher import Person
 
 # The short form of every property; benchmarks/fuzz.py runs the same ones with many more inputs. No deadline: a busy
 # machine is no failure. Files that a property writes are written anew for each input.
@@ -139,3 +142,34 @@ def embedded():
 @pytest.fixture(scope="session")
 def embedded_tokenizer(embedded):
     return load_tokenizer(embedded)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny):
+    """A finished smoke run, in 4 bit as the recipe has it, for reading only; `run` is a copy to write into."""
+    import train
+
+    folder = tmp_path_factory.mktemp("outputs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BNFT_CACHE", str(Path(tiny.base).parent.parent))
+        assert train.main(["--recipe", "smoke", "--output-dir", str(folder), "--run-name", "one"]) == 0
+    left = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    yield folder / "one"
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == left, "a test wrote into the shared run"
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "outputs" / "one"))
+
+
+@pytest.fixture
+def server():
+    """A small Hub on this machine."""
+    with running_hub() as running:
+        yield running
+
+
+@pytest.fixture
+def person(server, tiny, tmp_path):
+    return Person(server, Path(tiny.base).parent.parent, tmp_path / "home")

@@ -12,15 +12,8 @@ from bnft import hub_answers
 from bnft.errors import UserError
 from bnft.hub import Hub, Repo, check_name
 from bnft.hub_files import LocalFile, files_of
-from tests.hub_server import running_hub
 
 MODEL, SPACE = Repo("user/bn-empathy"), Repo("user/bn-empathy-chat", "space")
-
-
-@pytest.fixture
-def server():
-    with running_hub() as running:
-        yield running
 
 
 @pytest.fixture
@@ -129,6 +122,7 @@ def test_a_shard_sent_ahead_may_be_deleted_before_the_commit(hub, server, folder
     assert server.content(server.repo(MODEL.id).files()["model.safetensors"]) == content
     shard.write_bytes(content)
     before = list(server.uploaded)
+    server.fail("GET", "/tree/", 503)
     again = hub.send_ahead(MODEL, shard, shard.name)
     assert hub.upload(MODEL, [*files_of(folder), again], "again") == []
     assert server.uploaded == before
@@ -206,8 +200,9 @@ def test_hashes_are_those_of_git_and_lfs(tmp_path):
     "name", ["bn-empathy", "user/", "/x", "a/b/c", "user/bn--empathy", "user/x.git", "user/বাংলা", "user/-x"]
 )
 def test_names_that_the_hub_refuses(name):
-    with pytest.raises(UserError, match=re.escape(repr(name))):
-        check_name(name)
+    with pytest.raises(UserError, match=re.escape(repr(name))) as caught:
+        check_name(name, "--space")
+    assert "--space" in str(caught.value)
 
 
 def test_no_token_says_how_to_get_one(hub, monkeypatch, tmp_path):

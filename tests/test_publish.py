@@ -4,10 +4,8 @@ The round trip: train -> publish -> plain transformers and PEFT -> the same repl
 """
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,105 +14,40 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from safetensors.torch import load_file, save_file
 
-import train
 from bnft.config import REPOSITORY, resolve
 from bnft.errors import UserError
 from bnft.publishing import Publication
 from bnft.records import RunDirectory
 from bnft.wishes import Wishes
 from tests.hub_server import running_hub, wait_for
+from tests.publisher import REPO, Person, card_of, name_base
 from tests.test_hub import hub, told  # noqa: F401 (fixtures)
 
-REPO = "user/bn-empathy"
 PROMPT = "আজ মনটা ভালো নেই।"
 
 
-@pytest.fixture(scope="module")
-def cache(tiny):
-    """The cache folder that holds the tiny model."""
-    return Path(tiny.base).parent.parent
+def in_a_new_python(person, *words, cwd=REPOSITORY):
+    """As in a shell; everything else is forked from a Python that has its libraries imported already."""
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=person.environment, capture_output=True, text=True, timeout=540)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "hf_" + "w" * 34 not in output
+    return output
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache):
-    """A finished smoke run."""
-    folder = tmp_path_factory.mktemp("outputs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BNFT_CACHE", str(cache))
-        assert train.main(["--recipe", "smoke", "--output-dir", str(folder), "--run-name", "one"]) == 0
-    return folder / "one"
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of the run: staging writes into it."""
-    return Path(shutil.copytree(finished, tmp_path / "outputs" / "one", ignore=shutil.ignore_patterns("publish")))
-
-
-@pytest.fixture
-def server():
-    with running_hub() as running:
-        yield running
-
-
-class Person:
-    """Somebody at a terminal, with a token and a home of their own."""
-
-    def __init__(self, server, cache, home):
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        self.environment |= {
-            "HF_ENDPOINT": server.url,
-            "HF_TOKEN": server.write_token,
-            "HF_HOME": str(home),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",  # the small Hub speaks plain LFS
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "BNFT_CACHE": str(cache),
-        }
-
-    def start(self, *words, cwd=REPOSITORY):
-        return subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=cwd,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            # a job in a shell's background ignores Ctrl+C, and what it starts would inherit that
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def does(self, *words, code=0, **options):
-        process = self.start(*words, **options)
-        output, _ = process.communicate(timeout=540)
-        assert process.returncode == code, output
-        assert "hf_" + "w" * 34 not in output
-        return output
-
-    def publishes(self, run, *words, code=0):
-        output = self.does("publish.py", "--repo", REPO, "--run", run, *words, code=code)
-        assert code == 0 or "Traceback" not in output
-        return output
-
-
-@pytest.fixture
-def person(server, cache, tmp_path):
-    return Person(server, cache, tmp_path / "home")
-
-
-@pytest.fixture(scope="module")
-def published(finished, cache, tmp_path_factory):
+def published(finished, tiny, tmp_path_factory):
     """A run that was published once: the server, the person, the run and what was printed."""
     home = tmp_path_factory.mktemp("publisher")
     copy = shutil.copytree(finished, home / "outputs" / "one")
     with running_hub() as server:
-        person = Person(server, cache, home / "home")
-        yield server, person, copy, person.publishes(copy)
+        person = Person(server, Path(tiny.base).parent.parent, home / "home")
+        yield server, person, copy, in_a_new_python(person, "publish.py", "--repo", REPO, "--run", copy)
 
 
 def test_the_repositories_are_there_public_and_linked(published):
@@ -132,11 +65,6 @@ def test_the_repositories_are_there_public_and_linked(published):
     assert not collection["private"]
     assert {item["id"] for item in collection["items"]} == {name for _, name in server.repos}
     assert f"/collections/{collection['slug']}" in output
-
-
-def card_of(server, name, kind="model"):
-    text = server.content(server.repo(name, kind).files()["README.md"]).decode()
-    return yaml.safe_load(text.split("---\n")[1]), text
 
 
 def test_the_cards_refer_to_one_another(published):
@@ -201,7 +129,7 @@ print("the same")
 @pytest.mark.slow
 def test_what_is_on_the_hub_loads_with_plain_libraries_and_replies_the_same(published, tiny, tmp_path):
     _, person, run, _ = published
-    assert "the same" in person.does("-c", LOADS, PROMPT, REPO, run, tiny.base, cwd=tmp_path)
+    assert "the same" in in_a_new_python(person, "-c", LOADS, PROMPT, REPO, run, tiny.base, cwd=tmp_path)
 
 
 @pytest.mark.slow
@@ -214,7 +142,7 @@ def test_the_card_s_own_lines_run(published, tmp_path, name):
     for number, block in enumerate(blocks):
         script = tmp_path / f"{number}.py"
         script.write_text("import torch; torch.manual_seed(0)\n" + block, encoding="utf-8")
-        assert person.does(script, cwd=tmp_path).strip()
+        assert in_a_new_python(person, script, cwd=tmp_path).strip()
 
 
 @pytest.mark.slow
@@ -245,13 +173,6 @@ def test_on_a_small_disk_no_merged_shard_stays(run, person, server):
     assert not list((run / "publish" / "merged").glob("*.safetensors"))
     assert "model.safetensors" in server.repo(REPO).files()
     assert "small disk" in card_of(server, REPO)[1]
-
-
-def name_base(run, base):
-    """Gives the adapter another base, as somebody does who knows what they do."""
-    notes = json.loads((run / "lora_model" / "bnft.json").read_text())
-    (run / "lora_model" / "bnft.json").write_text(json.dumps(notes | {"base_model": base}))
-    (run / "lora_model" / "manifest.json").unlink()
 
 
 @pytest.mark.slow
@@ -353,193 +274,6 @@ def test_no_card_goes_to_weights_that_it_does_not_tell_of(run, server, hub, tiny
     publish("merged", "card")
     assert tells(server, REPO)["model.safetensors"] != before[0]["model.safetensors"]
     assert tells(server, f"{REPO}-lora")["adapter_model.safetensors"] != before[1]["adapter_model.safetensors"]
-
-
-@pytest.mark.slow
-def test_one_publication_of_a_run_at_a_time(run, person, server):
-    with RunDirectory(run).held():
-        assert "another process is at work in the run" in person.publishes(run, "--dry-run", code=2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_an_end_in_mid_upload_leaves_nothing_public_and_a_rerun_completes(run, person, server, number, code):
-    server.fail("POST", "/commit/", 503, times=10_000)
-    process = person.start("publish.py", "--repo", REPO, "--run", run, "--compare-rows", "0")
-    wait_for(lambda: any("/commit/" in request for request in list(server.requests)), 240)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    assert all(repo.private for repo in server.repos.values())
-    assert all(set(repo.files()) == {".gitattributes"} for repo in server.repos.values())
-    server.faults.clear()
-    sent = list(server.uploaded)
-    (run / "publish" / "merged" / ".bnft.json.part").write_text("{")  # as a process leaves it that is killed in writing
-    assert "not made again" in person.publishes(run, "--compare-rows", "0")
-    assert not any(repo.private for repo in server.repos.values())
-    assert len(set(server.uploaded)) == len(server.uploaded) > len(sent), "bytes were sent twice"
-    assert not [path for repo in server.repos.values() for path in repo.files() if path.endswith(".part")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(("PUT", "/lfs/", 0), id="cut-connection-in-mid-file"),
-        pytest.param(("POST", f"/api/models/{REPO}-lora/commit", 500), id="server-errors"),
-    ],
-)
-def test_a_lasting_fault_leaves_nothing_public_and_a_rerun_completes(run, person, server, fault):
-    server.fail(*fault, times=10_000)
-    output = person.publishes(run, "--compare-rows", "0", code=1)
-    assert "Run the same command again" in output
-    assert all(repo.private for repo in server.repos.values())
-    server.faults.clear()
-    person.publishes(run, "--compare-rows", "0")
-    assert not any(repo.private for repo in server.repos.values())
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of its own, and what changes its size."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def mount(*options):
-        return subprocess.run(["mount", *options, str(disk)], capture_output=True).returncode == 0
-
-    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=200m", "none"):
-        pytest.skip("this machine lets nobody mount a tmpfs")
-    yield disk, lambda size: mount("-o", f"remount,size={size}")
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_told_before_anything_is_sent_and_a_rerun_completes(finished, person, server, small_disk):
-    disk, resize = small_disk
-    run = shutil.copytree(finished, disk / "one", ignore=shutil.ignore_patterns("publish"))
-    used = shutil.disk_usage(disk).used
-    for room, words, said in (
-        (2**17, ["--only", "adapter"], "the disk is full"),
-        (2**22, [], "the merged weights need"),
-    ):
-        assert resize(used + room)
-        output = person.publishes(run, *words, code=1)
-        assert said in output
-        assert server.repos == {}
-    assert resize("200m")
-    person.publishes(run, "--compare-rows", "0")
-    assert len(server.repos) == 4
-    assert not any(repo.private for repo in server.repos.values())
-
-
-@pytest.mark.slow
-def test_a_disk_that_fills_up_between_two_shards(run, person, server, tiny, small_disk, tmp_path):
-    """Shards of the base come onto it one by one; there is room for the first one only."""
-    from safetensors import torch as safetensors
-
-    disk, resize = small_disk
-    weights = safetensors.load_file(Path(tiny.base) / "model.safetensors")
-    small = {name: value for name, value in weights.items() if ".layers." in name}  # 148 KB; the others 525 KB
-    large = {name: value for name, value in weights.items() if name not in small}
-    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    files = {name: safetensors.save(part) for name, part in zip(names, (small, large), strict=True)}
-    places = dict.fromkeys(small, names[0]) | dict.fromkeys(large, names[1])
-    files["model.safetensors.index.json"] = json.dumps({"weight_map": places}).encode()
-    files["config.json"] = (Path(tiny.base) / "config.json").read_bytes()
-    server.add("somebody/tiny", files)
-    name_base(run, "somebody/tiny")
-    shards = run / "publish" / "shards"
-    shards.mkdir(parents=True)
-    subprocess.run(["mount", "--bind", disk, shards], check=True)
-    assert resize("400k")
-    try:
-        output = person.publishes(run, "--low-disk", "--only", "merged", code=1)
-    finally:
-        subprocess.run(["umount", shards], check=True)
-    assert "the disk is full" in output
-    assert len(server.uploaded) == 1
-    assert server.repo(REPO).private
-    assert not list(disk.iterdir()), "what was downloaded in part keeps the disk full"
-    sent = list(server.uploaded)
-    person.publishes(run, "--low-disk", "--only", "merged")
-    assert not server.repo(REPO).private
-    assert len(set(server.uploaded)) == len(server.uploaded) > len(sent), "bytes were sent twice"
-    card, text = card_of(server, REPO)
-    assert (card["license"], card["license_name"]) == ("other", "base-model")
-    assert card["license_link"] == "https://huggingface.co/somebody/tiny"
-    assert "could not tell which one that is" in text
-
-
-def test_a_key_in_a_file_stops_everything(run, person, server):
-    notes = json.loads((run / "metrics.json").read_text())
-    (run / "metrics.json").write_text(json.dumps(notes | {"note": "hf_" + "a" * 34}))
-    output = person.publishes(run, "--only", "adapter", code=2)
-    assert "metrics.json: a Hugging Face token" in output
-    assert "a" * 34 not in output
-    assert server.repos == {}
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[-100] ^= 1
-    path.write_bytes(content)
-
-
-def strip(path, *keys):
-    value = json.loads(path.read_text())
-    inner = value
-    for key in keys[:-1]:
-        inner = inner[key]
-    del inner[keys[-1]]
-    path.write_text(json.dumps(value))
-
-
-@pytest.mark.parametrize(
-    ("harm", "said"),
-    [
-        (lambda run: (run / "metrics.json").unlink(), "--eval-only"),
-        (lambda run: strip(run / "run.json", "training", "seconds"), "'seconds'"),
-        (lambda run: strip(run / "metrics.json", "tuned", "chrf"), "'chrf'"),
-        (lambda run: (run / "plots" / "loss.png").unlink(), "plots/loss.png"),
-        (lambda run: shutil.rmtree(run / "lora_model"), "no lora_model/"),
-        (lambda run: shutil.rmtree(run), "no run folder"),
-        (lambda run: flip(run / "lora_model" / "adapter_model.safetensors"), "checksum of adapter_model.safetensors"),
-    ],
-)
-def test_a_run_that_is_not_whole_is_refused(run, person, server, harm, said):
-    harm(run)
-    assert said in person.publishes(run, code=2)
-    assert server.repos == {}
-
-
-def test_a_base_that_is_gone_is_told(run, person, server):
-    name_base(run, "somebody/gone")
-    output = person.publishes(run, code=2)
-    assert "somebody/gone" in output
-    assert server.repos == {}
-
-
-@pytest.mark.parametrize(
-    ("words", "token", "said"),
-    [
-        ([], None, "hf auth login"),
-        ([], "hf_" + "r" * 34, "may only read"),
-        (["--repo", "somebody/x"], None, "hf auth login"),
-        (["--repo", "x"], "hf_" + "w" * 34, "no owner"),
-        (["--repo", "user/x--y"], "hf_" + "w" * 34, "takes no repository"),
-        (["--repo", "somebody/x"], "hf_" + "w" * 34, "not yours"),
-        (["--only", "weights"], "hf_" + "w" * 34, "none of the parts"),
-        (["--run", "nowhere"], "hf_" + "w" * 34, "no run folder"),
-        (["--dry-run", "--low-disk"], "hf_" + "w" * 34, "--low-disk keeps none"),
-    ],
-)
-def test_bad_input_is_one_message_and_exit_2(run, person, server, words, token, said):
-    person.environment["HF_TOKEN"] = token or ""
-    output = person.publishes(run, *words, code=2)
-    assert said in output
-    assert server.repos == {}
 
 
 # -- the chat, as the Space runs it ------------------------------------------------------------------------------

@@ -3,17 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from bnft.config import REPOSITORY
 from bnft.errors import UserError
 from bnft.models import find_model
 from bnft.serving import describe, newest_run
+from tests.commands import Command
 from tests.hub_server import running_hub
 
 
@@ -130,12 +128,10 @@ def test_adapters_and_merged_models_of_the_hub(run_folder, tiny, tmp_path):
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
         }
-        done = subprocess.run(
-            [sys.executable, "-c", OPEN_FROM_HUB],
-            cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    told = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT")]
+        process = Command("-c", OPEN_FROM_HUB, env=environment)
+        output = process.result(timeout=180)
+    assert process.returncode == 0, output
+    told = [line.removeprefix("RESULT ") for line in output.splitlines() if line.startswith("RESULT")]
     assert told[0].startswith("user/merged user/merged You are a sympathetic")
     assert told[0].endswith("False 8")
     assert told[1] == "user/adapter user/adapter শুনুন। True 8"

@@ -1,8 +1,7 @@
 """One evaluation by several processes, or by one that was killed and another that goes on: the same as by one alone."""
 
 import json
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
@@ -13,9 +12,9 @@ from bnft.data import Conversation
 from bnft.evaluation import Evaluator, rows_of
 from bnft.models import ModelSource, load_model, load_tokenizer
 from bnft.settings import ModelConfig
+from tests.commands import Command
 from tests.conftest import SINGLES
 
-ROOT = Path(__file__).parent.parent
 TALKS = [
     Conversation(f"{i:012x}", "মন", ({"role": "user", "content": q}, {"role": "assistant", "content": a}), "", (i,))
     for i, (q, a) in enumerate(SINGLES)
@@ -42,10 +41,7 @@ def main(base, folder, place, rank, size):
 
 def start(tiny, tmp_path, rank=0, size=1):
     code = "import sys\nfrom tests.test_shared_evaluation import main\nmain(*sys.argv[1:])"
-    arguments = [tiny.base, tmp_path / "generated", tmp_path / "place", rank, size]
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return Command("-c", code, tiny.base, tmp_path / "generated", tmp_path / "place", rank, size)
 
 
 def kept(path):
@@ -55,9 +51,9 @@ def kept(path):
 @pytest.mark.slow
 def test_two_processes_share_the_rows_and_both_have_all(tiny, tmp_path):
     processes = [start(tiny, tmp_path, rank, 2) for rank in range(2)]
-    told = [process.communicate(timeout=300) for process in processes]
+    told = [process.result(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in told)
+    first, second = (json.loads(line) for output in told for line in output.splitlines() if line.startswith("[["))
     assert first == second
     texts, nats = evaluate(tiny.base, None)
     assert first[0] == texts
@@ -73,11 +69,11 @@ def test_a_killed_evaluation_goes_on_with_what_it_had(tiny, tmp_path):
     process = start(tiny, tmp_path)
     deadline = time.monotonic() + 300
     while not path.exists() or path.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None, process.stderr.read()
+        assert process.returncode is None, process.output
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.result(timeout=60)
     before = kept(path)
     assert 3 <= len(before) < len(TALKS)
     path.write_bytes(path.read_bytes() + b'{"id": "torn')

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,18 +17,15 @@ import train
 from bnft.config import resolve
 from bnft.manifest import read_facts, seal
 from bnft.rating_summary import record_summary
+from tests.commands import Command
 from tests.test_rating_summary import rate_all
 
-ROOT = Path(train.__file__).parent
 FLOAT = ["--model.load_in_4bit", "false"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny):
-    """A finished smoke run, in 4 bit as the recipe has it."""
-    folder = tmp_path_factory.mktemp("outputs")
-    assert train.main(["--recipe", "smoke", "--output-dir", str(folder), "--run-name", "one"]) == 0
-    return folder / "one"
+@pytest.fixture
+def run(finished):
+    return finished
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +132,7 @@ def fails(capsys, *arguments, code=2):
         (["--recipe", "smoke", "--parallel", "ddp"], ["needs at least two GPUs, 0 found"]),
         (["--recipe", "smoke", "--run-name", "../out"], ["cannot be a folder name"]),
         (["--resume", "nowhere"], ["no run folder"]),
+        (["--eval-only", "README.md"], ["no run folder"]),
         (["--eval-only", "nowhere"], ["no run folder"]),
         (["--resume", "a", "--eval-only", "b"], ["not allowed with"]),
     ],
@@ -171,25 +168,19 @@ def test_the_plan_does_nothing(capsys, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "train.py", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_run_saves_and_can_go_on(tmp_path, tiny, number, code):
     folder = tmp_path / "run"
     long = ["--recipe", "smoke", *FLOAT, "--max-steps", "5000", "--run-name", "run", "--output-dir", str(tmp_path)]
-    process = start(*long)
+    process = Command("train.py", *long)
     deadline = time.monotonic() + 240
     while not (folder / "checkpoints" / "checkpoint-2" / "trainer_state.json").exists():
-        assert process.poll() is None, process.stdout.read()
+        assert process.returncode is None, process.output
         assert time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=240)
+    output = process.result(timeout=240)
     assert process.returncode == code, output
     assert "python train.py --resume" in output
     assert "Traceback" not in output
@@ -212,6 +203,7 @@ def die_in(owner, name, count, matches=lambda *arguments: True, first=lambda *ar
         calls.extend([1] if matches(*arguments) else [])
         if len(calls) == count:
             first(*arguments)
+            sys.stdout.flush()
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **options)
 
@@ -235,10 +227,10 @@ sys.exit(train.main(sys.argv[3:]))
 
 def die(where, count, *arguments):
     """What train.py prints until it kills itself at the given call: in a step, in the middle of a file, or later."""
-    command = [sys.executable, "-u", "-c", DYING, where, str(count), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-    return done.stdout
+    process = Command("-c", DYING, where, count, *arguments)
+    output = process.result(timeout=240)
+    assert process.returncode == -signal.SIGKILL, output
+    return output
 
 
 def curve(run):
@@ -362,8 +354,8 @@ def test_a_full_disk_is_one_message_and_exit_1(tmp_path, tiny):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(disk)], capture_output=True).returncode:
         pytest.skip("this machine lets nobody mount a tmpfs")
     try:
-        process = start("--recipe", "smoke", *FLOAT, "--output-dir", str(disk / "outputs"))
-        output, _ = process.communicate(timeout=240)
+        process = Command("train.py", "--recipe", "smoke", *FLOAT, "--output-dir", str(disk / "outputs"))
+        output = process.result(timeout=240)
         assert process.returncode == 1, output
         assert "disk is full" in output
         assert "Traceback" not in output
