@@ -21,7 +21,7 @@ from bnft.settings import ModelConfig
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="app.py", description=__doc__)
+    parser = Parser("app.py", __doc__)
     parser.add_argument("--model", metavar="RUN|DIR|HUB_ID", help="what replies [newest run, else the embedded base]")
     parser.add_argument("--load-in-4bit", action="store_true", help="quantise the weights: an 8B model in about 5 GB")
     parser.add_argument(

@@ -19,7 +19,7 @@ from bnft.flags import Parser
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="publish.py", description=__doc__)
+    parser = Parser("publish.py", __doc__)
     parser.add_argument("--repo", metavar="USER/NAME", required=True, help="where the merged model goes on the Hub")
     parser.add_argument("--run", metavar="RUN", help="folder of a finished run [the newest]")
     parser.add_argument("--only", metavar="PARTS", help="some of adapter,merged,card,space [all]")
@@ -51,8 +51,9 @@ def read_wishes(flags: Namespace):
         raise UserError(f"--compare-rows {flags.compare_rows} is no number of rows", "0 compares nothing.")
     from bnft.hub import check_name
 
-    for name in filter(None, (flags.repo, flags.space)):
-        check_name(name)
+    check_name(flags.repo)
+    if flags.space:
+        check_name(flags.space, "--space")
     return Wishes(
         flags.repo,
         parts,

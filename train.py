@@ -34,7 +34,7 @@ CHANGEABLE = ("train.parallel", "train.max_steps", "train.max_minutes", "train.r
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="train.py", description=__doc__)
+    parser = Parser("train.py", __doc__)
     known = f"{', '.join(recipe_names())}, or a YAML file [what fits this machine]"
     parser.add_argument("--recipe", metavar="NAME|FILE", help=known)
     parser.add_argument("--output-dir", default="outputs", help="folder of all runs [outputs]")
@@ -56,10 +56,9 @@ def read_settings(arguments: Arguments) -> tuple[RunConfig, dict[str, str], str,
 
         fixed = [name for name in arguments.settings if not name.startswith(CHANGEABLE)]
         if fixed or arguments.own.recipe:
-            raise UserError(
-                f"{', '.join(f'--{name}' for name in fixed) or '--recipe'} cannot change in an existing run",
-                f"Start a new run, or change only {', '.join(CHANGEABLE)}*.",
-            )
+            wrong = ", ".join(f"--{name}" for name in fixed) or "--recipe"
+            may = ", ".join(f"--{name}" + "*" * name.endswith(".") for name in CHANGEABLE)
+            raise UserError(f"{wrong} cannot change in an existing run", f"Start a new run, or change only {may}.")
         config, sources = resolve(str(RunDirectory.open(run).folder / "config.yaml"), arguments.settings)
         return config, sources, "config", "the run's own"
     from bnft.corpus_files import find_file, is_hub_id

@@ -14,7 +14,7 @@ from pathlib import Path
 from bnft.errors import UserError
 from bnft.merge import WEIGHTS
 from bnft.model_code import INDEX, shards_of
-from bnft.models import ModelSource, hub_errors
+from bnft.models import ModelSource, find_model, hub_errors
 
 FOUR_BIT_ENDINGS = ("-unsloth-bnb-4bit", "-bnb-4bit")  # as in unsloth's names on the Hub
 SIDE_FILES = ("config.json", "generation_config.json", "NOTICE", "LICENSE", "LICENSE.txt", "USE_POLICY.md", "Notice")
@@ -106,8 +106,10 @@ def sixteen_bit_base(
         scratch: for shards that are downloaded one at a time; without it they come into the Hub's cache.
 
     Raises:
-        UserError: the base is quantised and no 16-bit one is known.
+        UserError: the base is quantised and no 16-bit one is known, or what the user named is no whole model.
     """
+    if asked and find_model(asked, announce=announce).adapter:
+        raise UserError(f"--base {asked} is an adapter", "Name the 16-bit weights that it was trained on.")
     name = asked or source.base
     base = open_base(name, None if asked else source.revision, scratch)
     if not base.settings.get("quantization_config"):

@@ -18,6 +18,7 @@ import torch
 
 from bnft.adapters import AdapterSwitch, is_adapted, switched_copy
 from bnft.emitter import Emitter, TokenTable
+from bnft.gpu_memory import free_bytes
 from bnft.gpu_weights import unpack, unpacked_bytes
 from bnft.rows import CHUNK, Flight, Rows, bytes_per_row
 from bnft.streaming import Engine, Piece, Sampling, causal_part, score_cap
@@ -277,8 +278,7 @@ def room_for(causal, context: int, memory: int | None = None) -> tuple[int, bool
         memory: bytes that may be taken; the GPU's free memory where none is given.
     """
     if memory is None:
-        free, _ = torch.cuda.mem_get_info(causal.device)
-        memory = free + torch.cuda.memory_reserved(causal.device) - torch.cuda.memory_allocated(causal.device)
+        memory = free_bytes(causal.device)
     body = causal.get_decoder()
     row = bytes_per_row(body, context)
     left = memory - _WORKING_MEMORY - row  # one row more than seats, in which prompts are read

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from bnft.evaluation import Evaluator, choose_rows, rows_of
+from bnft.launch import end_with_parent
 from bnft.memory_plan import GIB
 from bnft.placement import Placement
 from bnft.planning import make_plan, remember_speeds, step_tokens
@@ -43,7 +44,8 @@ def calibrate(config: RunConfig, splits: dict[str, Sequence], placement: Placeme
     print(f"measuring {STEPS} steps of the real training", flush=True)
     # A fresh process: its peak memory is its own, and nothing of it stays on a GPU.
     way = "layers" if placement.way == "layers" else "single"
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
         speeds = pool.submit(_measure, settings.replace("train.parallel", way), splits).result()
     remember_speeds(config, placement, speeds)
 

@@ -15,11 +15,13 @@ from typing import Any
 from markupsafe import Markup
 
 from bnft.config import REPOSITORY
+from bnft.corpus_files import is_hub_id
 from bnft.crisis_cards import help_lines
 from bnft.errors import UserError
 from bnft.licences import Licence
-from bnft.run_facts import MAIN, read_run
+from bnft.run_facts import MAIN, code, one_line, quoted, read_run
 from bnft.settings import RunConfig
+from bnft.text import drop_unseen
 
 TEMPLATES = REPOSITORY / "model_card"
 
@@ -109,19 +111,34 @@ def fill(template: str, context: Mapping[str, Any]) -> str:
         autoescape=False,  # Markdown; texts of models and people pass through `quoted`
         finalize=_tame,
     )
-    environment.filters["tojson_plain"] = lambda value: Markup(json.dumps(value, ensure_ascii=False))
+    environment.filters |= {"code": code, "quoted": quoted, "as_is": _as_is, "python_text": _python_text}
     matter = {name: Markup(text) for name, text in context.items() if name == "front_matter"}  # YAML has its own quotes
     try:
         return environment.get_template(template).render({**context, **matter})
     except UndefinedError as error:
         raise UserError(f"the card {template} lacks a value: {error}", "The run's records are not whole.") from error
+    except (TypeError, ValueError, ArithmeticError) as error:  # words where a number is told, a share of nothing
+        raise UserError(
+            f"the card {template} cannot tell a value: {error}", "The run's records are damaged."
+        ) from error
 
 
 def _tame(value: Any) -> Any:
     """A value of a record, which may have come from anywhere, without what would load, link or lay out something."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return value.replace("<", "&lt;").replace("](", "]&#40;").replace("\r", " ").replace("\n", " ")
+    return one_line(value).replace("<", "&lt;").replace("](", "]&#40;").replace("|", "&#124;")
+
+
+def _as_is(value: str) -> Markup:
+    """A line of a code block, where Markdown reads nothing."""
+    return Markup(one_line(value))
+
+
+def _python_text(value: str) -> Markup:
+    """A string as Python reads it, with Bengali as it is and every character that nobody sees told by its number."""
+    written = json.dumps(value, ensure_ascii=False)
+    return Markup("".join(sign if drop_unseen(sign) else f"\\U{ord(sign):08x}" for sign in written))
 
 
 def _front_matter(kind: str, facts: Facts, config: RunConfig, context: Mapping[str, Any]) -> str:
@@ -149,9 +166,8 @@ def _evaluation(config: RunConfig, context: Mapping[str, Any]) -> dict[str, Any]
     """The data set and the numbers, as `model-index` has them."""
     from huggingface_hub import EvalResult
 
-    path = config.data.path
-    on_hub = path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
-    corpus = path if on_hub else "the corpus of the program" if path == "bundled" else "a corpus of its own"
+    path, on_hub = config.data.path.partition(":")[0], is_hub_id(config.data.path)
+    corpus = path if on_hub else "the corpus of the program" if config.data.path == "bundled" else "a corpus of its own"
     results = [
         EvalResult(
             task_type="text-generation",
@@ -160,7 +176,7 @@ def _evaluation(config: RunConfig, context: Mapping[str, Any]) -> dict[str, Any]
             dataset_split="test",
             metric_type=name.replace("+", "p"),
             metric_name=label,
-            metric_value=round(context["raw_metrics"][name]["value"], 5),
+            metric_value=context["figures"][name],
         )
         for name, label in MAIN.items()
     ]

@@ -20,6 +20,7 @@ from bnft.counts import Counts
 from bnft.crisis_cards import crisis_card, guess_country, safe_reply
 from bnft.endpoint import EndpointError
 from bnft.errors import UserError
+from bnft.gpu_memory import release_gpu
 from bnft.line import Line, LineFull
 from bnft.prompts import encode_prompt, end_token_ids, trim_history, with_system
 from bnft.safety import CrisisDetector, Risk, Verdict, whole_sentences
@@ -142,11 +143,13 @@ class Chat:
             return
         try:
             verdict, card = self._judged(settings.visitor, self._read, cleaned, history, settings)
-        except LineFull:  # whoever is in danger gets the help lines even so
-            risk = self.detector.judge_quickly(cleaned).risk
-            card = self._card(risk, cleaned, (), settings) if risk in GRAVE else None
-            yield self._instead("busy", "busy", risk, card, settings)
+        except LineFull:
+            verdict, card = self._read_quickly(cleaned, settings)
+            yield self._instead("busy", "busy", verdict.risk, card, settings)
             return
+        except FAILURES:
+            log.exception("a message was judged without the reader")
+            verdict, card = self._read_quickly(cleaned, settings)
         if not settings.base:  # the same message once more
             self.counts.add(verdict)
         if len(cleaned) > MAX_MESSAGE:
@@ -175,6 +178,11 @@ class Chat:
     def _read(self, message: str, history: Sequence[dict], settings: Settings) -> tuple[Verdict, Card | None]:
         verdict = self.detector.judge(message, _said(history))
         return verdict, self._card(verdict.risk, message, history, settings)
+
+    def _read_quickly(self, message: str, settings: Settings) -> tuple[Verdict, Card | None]:
+        """Without the reader and the talk: whoever is in danger gets the help lines even so."""
+        verdict = self.detector.judge_quickly(message)
+        return verdict, self._card(verdict.risk, message, (), settings) if verdict.risk in GRAVE else None
 
     def _is_sensitive(self, history: Sequence[dict]) -> bool:
         said = _said(history)
@@ -269,17 +277,6 @@ def _kind_of(error: BaseException) -> str:
     if isinstance(error, EndpointError):
         return "unreachable"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        free_device_memory()
+        release_gpu()  # what the failed reply left there, so that the next one has room
         return "out_of_memory"
     return "failed"
-
-
-def free_device_memory() -> None:
-    """Gives back what a failed reply left cached on the GPU, so that the next one has room."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

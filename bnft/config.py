@@ -34,8 +34,11 @@ for _name, _value in {
 
 def cache_dir() -> Path:
     """Where converted models are kept: `BNFT_CACHE`, or `bnft` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("BNFT_CACHE") or Path(base) / "bnft").expanduser()
+    named = os.environ.get("BNFT_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/bnft"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:  # ~nobody, or a user without a home
+        raise UserError(f"no cache at {named}: {error}", "Set BNFT_CACHE to a folder that can be written.") from error
 
 
 def path_of(written: str | Path) -> Path:
@@ -127,6 +130,18 @@ def _from_flag(name: str, value: Any) -> Any:
     return value
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice; PyYAML takes the last one, and the settings of the first are lost unseen."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Node] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if first.setdefault(key.value, key) is not key:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there twice", problem_mark=key.start_mark)
+        return node
+
+
 def _read_recipe(recipe: str) -> dict:
     path = RECIPES / f"{recipe}.yaml"
     if recipe not in recipe_names():
@@ -137,7 +152,7 @@ def _read_recipe(recipe: str) -> dict:
             f"Take one of {', '.join(recipe_names())}, or the path of a YAML file.",
         )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
     except (yaml.YAMLError, OSError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # PyYAML stumbles in its own ways over a 31st of February, an empty !!int, thousands of brackets
         raise UserError(f"recipe {path} is no valid YAML: {error}", "Compare it with recipes/laptop.yaml.") from error

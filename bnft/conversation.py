@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bnft.turns import Card, Settings, Update, clean_message
+from bnft.turns import MAX_MESSAGES, Card, Settings, Update, clean_message
 from bnft.ui_strings import text
 from bnft.visits import Visit, Visits
 
@@ -58,7 +58,8 @@ class Conversations:
     ) -> Iterator[Frame]:
         """Frames of one exchange; with `compare` the base model answers after the tuned one."""
         visit = self.visits.begin(page)
-        history = list(before if visit.history is None else visit.history)
+        # With this exchange it is as long as `read_history` takes it, so that a bubble's number is its message's.
+        history = list(before if visit.history is None else visit.history)[2 - MAX_MESSAGES :]
         visit.history = history
         try:
             if visit.superseded:

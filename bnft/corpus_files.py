@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnft.config import path_of
-from bnft.errors import UserError
+from bnft.errors import UserError, first_line
 
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "corpus.csv"
 
@@ -95,9 +95,7 @@ def find_file(setting: str) -> Path:
     if not path.is_file():
         raise UserError(f"there is no data file {path}", _names_nearby(path))
     if path.suffix.lower() not in READERS:
-        raise UserError(
-            f"cannot tell the format of {path} by its ending", f"Endings that are read: {' '.join(READERS)}"
-        )
+        raise UserError(f"cannot tell the format of {path} by its ending", ENDINGS)
     return path
 
 
@@ -106,9 +104,9 @@ def _only_file_in(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UserError(f"the folder {folder} holds no data file", f"Endings that are read: {' '.join(READERS)}")
+        raise UserError(f"the folder {folder} holds no data file", ENDINGS)
     names = ", ".join(item.name for item in found[:8])
-    raise UserError(f"the folder {folder} holds {len(found)} data files: {names}", "Name the one to use.")
+    raise UserError(f"the folder {folder} holds {len(found)} data files: {names}", f"Name one: --data '{found[0]}'")
 
 
 def _names_nearby(path: Path) -> str:
@@ -134,8 +132,8 @@ def decode(data: bytes, path: Path) -> str:
 
 
 def _read_csv(data: bytes, path: Path) -> Table:
-    text = decode(data, path)
-    header = next(iter(text.lstrip("\r\n").splitlines()), "")
+    text = decode(data, path).lstrip("\r\n")
+    header = next(iter(text.splitlines()), "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
     # Not pandas: it turns an empty field, "NA" or "null" into NaN.
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -190,17 +188,19 @@ READERS = {
     ".json": _read_json,
     ".parquet": _read_parquet,
 }
+ENDINGS = f"Endings that are read: {' '.join(READERS)} (unpack a .zip; save a spreadsheet as 'CSV UTF-8')"
 
 
 def _read_hub(setting: str) -> Table:
     """All splits of a Hub dataset, one after another: the split is made anew here, by leakage group."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     name, _, config = setting.partition(":")
     try:
         splits = load_dataset(name, config or None)
-    except (OSError, ValueError) as error:  # not found, no access, no network; or which config is meant
-        what = f"cannot load the dataset {setting!r} from the Hub: {str(error).splitlines()[0]}"
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # not found, no access; a script; odd files
+        what = f"cannot load the dataset {setting!r} from the Hub: {first_line(error)}"
         hint = (
             "Check the id, the network and `hf auth whoami`; name a config as owner/name:config; or give a local file."
         )
@@ -244,7 +244,7 @@ def choose_columns(columns: Sequence[str], source: str) -> Columns:
         raise UserError(
             f"{source} has no {' and no '.join(missing)} column; found: {', '.join(map(str, columns)) or 'none'}",
             "Known pairs: Questions/Answers, question/answer, prompt/response, instruction/output, context/response; "
-            "or a `messages` column." + (f" Nearest: {'; '.join(near)}." if near else ""),
+            "or a `messages` column. Rename yours." + (f" Nearest: {'; '.join(near)}." if near else ""),
         )
     addition = by_name.get("input", "") if _plain(question) == "instruction" else ""
     return Columns(question=question, answer=answer, addition=addition, topics=first(TOPIC_NAMES))

@@ -103,6 +103,8 @@ class DatasetProcessor:
             UserError: the source cannot be read, no row of it is usable, or too few are for a split.
         """
         source = source or read_corpus(self.config.path)
+        if not source.rows:
+            raise UserError(f"{source.name} has a header line and no rows", "Give a file with rows, too.")
         pieces, run_counts = cut_into_pieces(source.rows)
         tally = Tally()
         signatures = Signatures()

@@ -51,9 +51,10 @@ class EndpointSource:
         if "@" in url or "?" in url or "#" in url:
             raise UserError("--endpoint holds more than an address", "Give it like http://127.0.0.1:8000/v1")
         try:
+            httpx.URL(url)  # refuses more than urlsplit does
             parts = urlsplit(url)
             whole = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
-        except ValueError:
+        except (ValueError, httpx.InvalidURL):
             whole = False
         if not whole:
             raise UserError(f"--endpoint {url!r} is no URL", "Give it like http://127.0.0.1:8000/v1")

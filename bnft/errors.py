@@ -18,6 +18,7 @@ ENVIRONMENT = 1
 
 FREE_SPACE = "Free some space, or choose another --output-dir (runs) or BNFT_CACHE (prepared models)."
 FORBIDDEN = "Choose a place that may be read and written, or change its permissions."
+WSL = "Open it in WSL: wsl --install, then the README's commands in there."
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 # safetensors and torch.save tell a full disk in words only.
 _FULL_IN_WORDS = ("os error 28", "PytorchStreamWriter failed writing")
@@ -60,6 +61,11 @@ def is_full_disk(error: BaseException | None) -> bool:
     return any(words in str(error) for words in _FULL_IN_WORDS) or is_full_disk(error.__context__)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def use_utf8() -> None:
     """Lets Bengali through a terminal or pipe that claims not to be UTF-8, instead of dying on it."""
     for stream in (sys.stdout, sys.stderr):
@@ -89,6 +95,8 @@ def run_command(main: Callable[[], int]) -> int:
     use_utf8()
     try:
         with ending_on_sigterm():
+            if sys.platform == "win32":
+                raise UserError("this program needs Linux: its file locks and signals are not those of Windows", WSL)
             return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

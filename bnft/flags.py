@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from bnft.errors import UserError
 from bnft.settings import FIELD_NAMES, iterate_fields
@@ -29,13 +30,30 @@ SHORT = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are `UserError`s, and which never guesses a flag from its beginning."""
+    """argparse whose complaints are `UserError`s, and which never guesses a flag from its beginning.
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+    Args:
+        command: what follows `python` on the command line.
+    """
 
-    def error(self, message: str):
-        raise UserError(message, f"Every flag with its meaning: python {self.prog} --help")
+    def __init__(self, command: str, description: str):
+        plain = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"python {command}", description=description, formatter_class=plain, allow_abbrev=False)
+
+    def parse_args(self, args=None, namespace=None):
+        own, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.refuse(rest[0])
+        return own
+
+    def refuse(self, flag: str, settings: tuple[str, ...] = ()) -> NoReturn:
+        """Complains of an unknown flag, and names the nearest of its own and of `settings`."""
+        known = [*settings, *(option for action in self._actions for option in action.option_strings)]
+        close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+        self.error(f"unknown argument {flag!r}" + (f"; nearest: {close[0]}" if close else ""))
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, f"Every flag with its meaning: {self.prog} --help")
 
 
 def add_address_flags(parser: Parser) -> None:
@@ -46,10 +64,9 @@ def add_address_flags(parser: Parser) -> None:
 
 
 def _port(written: str) -> int:
-    port = int(written)  # argparse turns a ValueError into its complaint
-    if not 1 <= port <= 65535:
-        raise UserError(f"--port {port} is no port", "Take one from 1024 to 65535.")
-    return port
+    if not (written.isdecimal() and 1 <= int(written) <= 65535):
+        raise UserError(f"--port {written} is no port", "Take a number from 1024 to 65535.")
+    return int(written)
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,15 @@ def add_setting_flags(parser: Parser) -> None:
     for flag, name in SHORT.items():
         group.add_argument(flag, dest=name, metavar=name.rsplit(".", 1)[-1].upper(), help=fields[name][0])
     width = max(len(name) for name in FIELD_NAMES) + 4
-    lines = [f"  --{name:<{width}}{description} [{default}]" for name, (description, default) in fields.items()]
+    lines = [f"  --{name:<{width}}{told} [{as_typed(default)}]" for name, (told, default) in fields.items()]
     parser.epilog = "all settings, with the defaults that a recipe may override:\n" + "\n".join(lines)
+
+
+def as_typed(value: Any) -> str:
+    """A setting's value as its flag takes it."""
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def parse(parser: Parser, argv: list[str] | None) -> Arguments:
@@ -88,12 +112,10 @@ def parse(parser: Parser, argv: list[str] | None) -> Arguments:
         flag, joined, value = rest[position].partition("=")
         position += 1
         if not flag.startswith("--") or flag.removeprefix("--") not in FIELD_NAMES:
-            close = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
-            nearest = f"; nearest: {close[0]}" if close else ""
-            raise UserError(f"unknown argument {flag!r}{nearest}", f"python {parser.prog} --help lists all.")
+            parser.refuse(flag, tuple(f"--{name}" for name in FIELD_NAMES))
         if not joined:
             if position == len(rest) or rest[position].partition("=")[0] in known:
-                raise UserError(f"{flag} needs a value", f"python {parser.prog} --help says which.")
+                parser.error(f"{flag} needs a value")
             value = rest[position]
             position += 1
         settings[flag.removeprefix("--")] = value

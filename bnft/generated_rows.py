@@ -44,9 +44,8 @@ class GeneratedRows:
         found: dict[str, Generated] = {}
         for path in [self._folder / f"{self._name}.jsonl", *sorted(self._folder.glob(f"{self._name}-[0-9]*.jsonl"))]:
             with contextlib.suppress(FileNotFoundError):
-                for line in path.read_bytes().split(b"\n")[
-                    :-1
-                ]:  # behind the last line's end is nothing, or a torn line
+                *whole, _ = path.read_bytes().split(b"\n")  # behind the last line's end is nothing, or a torn line
+                for line in whole:
                     found |= _reply(line)
         keys = [self._key(*row) for row in zip(ids, prompts, strict=True)]
         return {place: found[key] for place, key in enumerate(keys) if key in found}

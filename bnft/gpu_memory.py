@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from bnft.errors import UserError
+from bnft.errors import UserError, first_line
 from bnft.rows import bytes_per_row
 from bnft.streaming import causal_part
 
@@ -108,9 +108,8 @@ def in_batches(
 
 
 def too_long(error: BaseException) -> UserError:
-    first = str(error).splitlines()[0]
     return UserError(
-        f"one row alone has no room on the GPU: {first}",
+        f"one row alone has no room on the GPU: {first_line(error)}",
         "Lower --generation.max_new_tokens, close other programs on the GPU, or use --model.load_in_4bit true.",
         exit_code=1,
     )

@@ -88,7 +88,7 @@ class Hub:
     def send_ahead(self, repo: Repo, source: Path, path: str, revision: str | None = None) -> LocalFile:
         """Uploads the bytes of a large file now, to be committed later; the file may be deleted after this."""
         local = LocalFile.of(source, path)
-        if local.equals(self._remote(repo, revision).get(path)):
+        if local.equals(self._listed(repo, revision).get(path)):
             return local
         addition = CommitOperationAdd(path, source)
         self._do(
@@ -133,7 +133,7 @@ class Hub:
         Raises:
             UserError: one is missing or differs.
         """
-        remote = self._do(f"listing {repo.id}", lambda: self._remote(repo, revision))
+        remote = self._listed(repo, revision)
         wrong = [file.path for file in files if not file.equals(remote.get(file.path))]
         if wrong:
             raise UserError(
@@ -144,7 +144,7 @@ class Hub:
 
     def checksums(self, repo: Repo, revision: str | None = None) -> dict[str, str]:
         """sha256 of every large file in a repository."""
-        remote = self._do(f"listing {repo.id}", lambda: self._remote(repo, revision))
+        remote = self._listed(repo, revision)
         return {path: entry.lfs.sha256 for path, entry in remote.items() if entry.lfs}
 
     def check_card(self, repo: Repo, content: str) -> None:
@@ -232,6 +232,9 @@ class Hub:
     def collection_address(self, slug: str) -> str:
         return f"{self.api.endpoint}/collections/{slug}"
 
+    def _listed(self, repo: Repo, revision: str | None) -> dict[str, Any]:
+        return self._do(f"listing {repo.id}", lambda: self._remote(repo, revision))
+
     def _remote(self, repo: Repo, revision: str | None) -> dict[str, Any]:
         listed = self.api.list_repo_tree(repo.id, recursive=True, repo_type=repo.kind, revision=revision)
         return {entry.path: entry for entry in listed if hasattr(entry, "blob_id")}
@@ -265,16 +268,16 @@ def token_in_use() -> str:
     return get_token() or ""
 
 
-def check_name(name: str) -> Repo:
+def check_name(name: str, flag: str = "--repo") -> Repo:
     """A repository's full name as the Hub takes it.
 
     Raises:
-        UserError: it has no owner, or the Hub would refuse it.
+        UserError: it is not owner and name, or the Hub would refuse it.
     """
     if name.count("/") != 1 or not all(name.split("/")):
-        raise UserError(f"--repo {name!r} has no owner", "Give it as USER/NAME, with your user name on the Hub.")
+        raise UserError(f"{flag} {name!r} is not USER/NAME", "USER is your user name on the Hub; no address in front.")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"the Hub takes no repository named {name!r}: {error}", "Choose another --repo.") from error
+        raise UserError(f"the Hub takes no repository named {name!r}: {error}", f"Choose another {flag}.") from error
     return Repo(name)

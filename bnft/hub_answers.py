@@ -9,7 +9,7 @@ import httpx
 from huggingface_hub import get_session, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from bnft.errors import BAD_INPUT, ENVIRONMENT, UserError
+from bnft.errors import BAD_INPUT, ENVIRONMENT, UserError, first_line
 
 SILENCE = 120.0  # seconds in which not a byte comes or goes
 LOGIN = "Make a token with write access at {url}/settings/tokens, then: hf auth login   (or set HF_TOKEN)"
@@ -47,7 +47,7 @@ def reason_of(error: BaseException, answer: httpx.Response | None) -> str:
     if answer is not None:
         said = answer.headers.get("X-Error-Message") or ""
         return f"the Hub answered {answer.status_code}" + (f" ({said})" if said else "")
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def explain(what: str, error: BaseException, answer: httpx.Response | None, endpoint: str) -> UserError:

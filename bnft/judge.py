@@ -50,7 +50,10 @@ class AnswerFile:
         found = {}
         for line in self.read():
             try:
-                found[line["key"]] = (read_verdict(line["raw"][-1]), line["model"], line["decoding"])
+                *_, last = line["raw"]
+                told = (last, line["model"], line["decoding"])
+                if all(isinstance(value, str) for value in told):
+                    found[line["key"]] = (read_verdict(last), *told[1:])
             except (ValueError, LookupError, TypeError):
                 continue
         return found

@@ -90,7 +90,9 @@ class JudgeClient:
         """
         if not self._model:
             listed = self.patiently(lambda: self._request("GET", "/models"))
-            self._model = _name(_string(lambda: listed["data"][0]["id"], "no list of models"))
+            self._model = self._name(_string(lambda: listed["data"][0]["id"], "no list of models"))
+            if not self._model:
+                raise Unanswered("no list of models")
         return self._model
 
     def complete(self, messages: list[dict[str, str]]) -> Answer:
@@ -111,7 +113,7 @@ class JudgeClient:
             self._decoding = decoding = {}
         text = _string(lambda: reply["choices"][0]["message"]["content"], "no chat completion")
         served = reply.get("model")
-        model = _name(served) if isinstance(served, str) and _name(served) else self.find_model()
+        model = (isinstance(served, str) and self._name(served)) or self.find_model()
         return Answer(self._without_key(text), model, ",".join(f"{k}={v}" for k, v in decoding.items()))
 
     def patiently(self, work: Callable[[], T]) -> T:
@@ -149,18 +151,23 @@ class JudgeClient:
         if response.status_code != 200:
             again = response.status_code >= 500 or response.status_code in PASSING
             wait = retry_after(response.headers.get("retry-after", ""))
-            detail = self._without_key(text[:500])
+            detail = self._without_key(text)[:500]
             raise Unanswered(f"HTTP {response.status_code}", detail, again, wait)
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise Unanswered("no chat completion", self._without_key(text[:500]))
+            raise Unanswered("no chat completion", self._without_key(text)[:500])
         return value
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
+
+    def _name(self, text: str) -> str:
+        """A server's name for a model, fit for a terminal and a card."""
+        shown = "".join(sign for sign in text if sign.isprintable()).strip()
+        return self._without_key(shown)[:100]
 
 
 def retry_after(value: str) -> float | None:
@@ -187,8 +194,3 @@ def _string(look: Callable[[], Any], problem: str) -> str:
 def _plain(text: str) -> str:
     """Without half a surrogate pair, which JSON can carry and no file can."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _name(text: str) -> str:
-    """A server's name for a model, fit for a terminal and a card."""
-    return "".join(sign for sign in text if sign.isprintable()).strip()[:100]

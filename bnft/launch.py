@@ -115,6 +115,12 @@ def _pass_signals_on(processes: Collection[int]) -> list[int]:
 
 def follow_launcher() -> None:
     """Ends this process with its launcher, so that nothing writes on into a run that somebody else resumes."""
-    if from_environment(OWN) and sys.platform == "linux":
+    if from_environment(OWN):
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """From now on this process is killed when the one that started it ends, in whatever way."""
+    if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)

@@ -5,6 +5,7 @@ Knows nothing about files or the Hub; a licence is known by the id that the Hub 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import yaml
@@ -80,10 +81,12 @@ def licence_of(licence_id: str, page: str = "", label: str = "", link: str = "")
     if licence_id in KNOWN:
         return KNOWN[licence_id]
     if licence_id not in ("", "other"):
-        return Licence(id=licence_id, name=licence_id)
+        if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence_id):  # else it is none of the Hub's, which would refuse it
+            return Licence(id=licence_id, name=licence_id)
+        label = label or licence_id
     if page and link and ":" not in link:
         link = f"{page}/blob/main/{link}"
-    if not link.startswith(("https://", "http://")):
+    if not re.fullmatch(r"https?://[^\s<>\"'`()\[\]\\|]+", link):
         link = ""
     told = "" if label else "; this program could not tell which one that is"
     return Licence(
@@ -104,8 +107,8 @@ def licence_declared(card: str, page: str) -> Licence | None:
     _, fence, rest = card.partition("---\n")
     try:
         values = yaml.safe_load(rest.partition("\n---")[0]) if fence else None
-    except yaml.YAMLError:
-        return None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError):
+        return None  # PyYAML stumbles in its own ways over a 31st of February, an empty !!int, thousands of brackets
     if not isinstance(values, dict) or not isinstance(values.get("license"), str):
         return None
     label, link = (str(values.get(key) or "") for key in ("license_name", "license_link"))

@@ -26,6 +26,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 PREFIX = "base_model.model."
 MERGED = "merged_adapter"  # key of config.json: sha256 of the adapter that is in the weights
+ALONE = "Publish the adapter alone: --only adapter,card."
 LEAST_FREE = 64 * 2**20  # bytes of disk that are left alone
 # Settings of an adapter that change nothing about how it is merged, or that are read below. Any other one that is
 # set belongs to a kind of adapter whose merge is another sum.
@@ -102,7 +103,7 @@ def read_adapter(folder: Path) -> Adapter:
     if problems:
         raise UserError(
             f"the adapter {folder} cannot be merged: {', '.join(problems)}",
-            "Only LoRA and rank-stabilised LoRA are merged here; publish the adapter alone with --only adapter,card.",
+            f"Only LoRA and rank-stabilised LoRA are merged here. {ALONE}",
         )
     file = TensorFile(folder / ADAPTER_WEIGHTS)
     updates: dict[str, Update] = {}
@@ -118,7 +119,7 @@ def read_adapter(folder: Path) -> Adapter:
         elif not kind:
             replaced[module.replace(".base_layer.", ".")] = key
         elif kind not in ("A.weight", "embedding_A"):
-            raise UserError(f"the adapter {folder} cannot be merged: {key} is no plain LoRA", "")
+            raise UserError(f"the adapter {folder} cannot be merged: {key} is no plain LoRA", ALONE)
     return Adapter(file, updates, replaced, file_sha256(file.path))
 
 
@@ -276,7 +277,7 @@ def _refuse(adapter: Adapter, settings: dict) -> None:
     if tied and named:
         raise UserError(
             f"the adapter changes {', '.join(named)}, which the base uses as embedding and as head at once",
-            "Merging would change both. Publish the adapter alone: --only adapter,card.",
+            f"Merging would change both. {ALONE}",
         )
 
 

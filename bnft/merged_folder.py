@@ -58,7 +58,7 @@ class MergedFolder:
         clear(self.folder)
         self.announce(f"merging into {name}, {base.size() / 2**30:.2f} GiB")
         with StageBar() as bar:
-            made = merge(adapter, base, self.folder, finished=finished or (lambda shard: None), progress=bar.show)
+            made = merge(adapter, base, self.folder, finished=finished, progress=bar.show)
         write_json(self._path, {"key": {"adapter": adapter.sha256, "base": name}, **asdict(made)})
 
     def check_belongs(self) -> None:

@@ -217,7 +217,10 @@ def compare(base: Mapping[str, Score], tuned: Mapping[str, Score]) -> dict[str, 
         UserError: the two were not computed alike.
     """
     if set(base) != set(tuned):
-        raise UserError(f"Only one of the two systems has: {', '.join(sorted(set(base) ^ set(tuned)))}.")
+        raise UserError(
+            f"Only one of the two systems has: {', '.join(sorted(set(base) ^ set(tuned)))}.",
+            "Evaluate both with the same version of this program.",
+        )
     return {name: _compare(base[name], tuned[name]) for name in base}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from bnft.config import path_of
-from bnft.errors import UserError, is_full_disk
+from bnft.errors import UserError, first_line, is_full_disk
 from bnft.manifest import refuse_damaged
 from bnft.model_cache import embedded_folder, gguf_folder, smoke_folder
 from bnft.model_code import refuse_code_of, refuse_code_of_adapter
@@ -89,15 +89,16 @@ def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> 
         refuse_damaged(folder)
         base_name = adapter_base(folder)
         refuse_code_of_adapter(_read_settings(folder / "adapter_config.json"), folder)
-        if any((Path(base_name) / inner / "adapter_config.json").is_file() for inner in ("", "lora_model")):
+        if any((path_of(base_name) / inner / "adapter_config.json").is_file() for inner in ("", "lora_model")):
             raise UserError(f"{folder} is an adapter on another adapter, {base_name}", "Merge that one first.")
         base = find_model(base_name, announce=announce)
         return ModelSource(name, base.base, str(folder), licence=base.licence)
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        runs = sorted(folder.glob("*/lora_model"))
         raise UserError(
             f"{folder} is no model folder: neither config.json nor adapter_config.json in it (found: {found})",
-            "Give the folder that holds config.json and *.safetensors.",
+            f"Name a run in it: {runs[-1].parent}" if runs else "Give the folder of config.json and *.safetensors.",
         )
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
@@ -105,8 +106,8 @@ def _folder_source(name: str, folder: Path, announce: Callable[[str], None]) -> 
             f"{folder} holds no weights: no *.safetensors in it" + (PICKLED if pickled else ""),
             "Save the model again with save_pretrained(..., safe_serialization=True).",
         )
-    licence = _read_settings(folder / "config.json").get("model_type", "")
-    return ModelSource(name, str(folder), licence="gemma" if licence.startswith("gemma") else _licence_by_name(name))
+    kind = str(_read_settings(folder / "config.json").get("model_type"))
+    return ModelSource(name, str(folder), licence="gemma" if kind.startswith("gemma") else _licence_by_name(name))
 
 
 def adapter_base(folder: Path) -> str:
@@ -162,7 +163,7 @@ def load_tokenizer(source: ModelSource):
     from transformers import AutoTokenizer
 
     where = source.adapter or source.base
-    if source.adapter and not (Path(source.adapter) / "tokenizer_config.json").is_file():
+    if source.adapter and not (Path(source.adapter) / TOKENIZER_NOTES).is_file():
         where = source.base
     with hub_errors(where):
         tokenizer = _plain_tokenizer(Path(where)) or AutoTokenizer.from_pretrained(
@@ -254,8 +255,7 @@ def hub_errors(where: str) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError, LookupError, TypeError, AttributeError, ImportError) as error:
         if is_full_disk(error):
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"cannot load {where!r}: {first}",
+            f"cannot load {where!r}: {first_line(error)}",
             "Check the name, that the folder is whole, and, for a private or gated model, HF_TOKEN or `hf auth login`.",
         ) from error

@@ -22,6 +22,6 @@ class StageBar:
     def show(self, stage: str, done: int, total: int) -> None:
         if stage != self.stage:
             self.__exit__()
-            self.bar = tqdm(total=total, desc=stage, unit="row")
+            self.bar = tqdm(total=total, desc=stage)
             self.stage = stage
         self.bar.update(done - self.bar.n)

@@ -103,7 +103,7 @@ class Publication:
             return licence_of(OWN[self.source.name][2])
         page = "" if self.source.is_local else f"{HUB}/{self.source.base}"
         card = open_base(self.source.base, self.source.revision).side_file("README.md")
-        declared = licence_declared(card.read_text(encoding="utf-8"), page) if card else None
+        declared = licence_declared(card.read_text(encoding="utf-8", errors="replace"), page) if card else None
         return declared or licence_of(self.source.licence, page)
 
     def stage(self) -> dict[Repo, Path]:

@@ -4,7 +4,7 @@
     python -m bnft.rate outputs/RUN --share         for raters elsewhere
     python -m bnft.rate outputs/RUN --summary       what they said so far, into metrics.json
 
-Composes the rating rooms; holds no rule of its own.
+Ratings are kept in the folder of the run; no upload takes them along.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bnft.flags import Parser, add_address_flags
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="-m bnft.rate", description=__doc__)
+    parser = Parser("-m bnft.rate", __doc__)
     parser.add_argument("run", metavar="RUN", help="the folder of a measured run")
     parser.add_argument("--summary", action="store_true", help="print and record what raters said, open no page")
     add_address_flags(parser)

@@ -107,7 +107,9 @@ def read_items(folder: Path) -> list[Item]:
             f"Measure the run again: python train.py --eval-only {folder}",
         ) from error
     if not items:
-        raise UserError(f"{folder / RESPONSES} holds no reply to rate")
+        raise UserError(
+            f"{folder / RESPONSES} holds no reply to rate", f"Measure the run: python train.py --eval-only {folder}"
+        )
     return items
 
 
@@ -137,7 +139,7 @@ def read_rater(written: object) -> str:
 
 
 def plan(items: Sequence[Item], rater: str, seed: int) -> Iterator[Comparison]:
-    """All that a rater is shown, in order, without end of patience in mind: whoever stops has still done whole work.
+    """All that a rater is shown, in order; whoever stops after any round leaves ratings that can be counted.
 
     The order of the rounds is everybody's, so that raters meet on the same pairs; the order within a round, its repeat
     and the sides are the rater's own.

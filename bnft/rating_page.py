@@ -94,7 +94,7 @@ class RatingPage:
         entered = [self.rater, self.native, self.region]
         gr.on([self.start.click, self.rater.submit], self.on_start, entered, shown, **quick).then(None, **told)
         sent = [self.who, self.token, *self.answers]
-        self.send.click(self.on_send, sent, shown, **quick).then(None, **told)
+        self.send.click(self.on_send, sent, [*shown, *entered], **quick).then(None, **told)
         self.other_rater.click(self.on_other_rater, None, [*shown, *entered], **quick)
         demo.load(self.on_load, self.who, shown, **quick).then(None, **told)
 
@@ -103,9 +103,8 @@ class RatingPage:
         known = _read_who(who)
         if not known:
             return {self.status: status("")}
-        changes = self._next(known)
-        count = self._done(known["rater"])
-        return changes | self._say("welcome", rater=known["rater"], count=count) if count else changes
+        count = len(self._done(known["rater"]))
+        return self._next(known, "welcome", rater=known["rater"], count=count) if count else self._next(known)
 
     def on_start(self, rater: Any, native: Any, region: Any) -> dict:
         name = read_rater(rater)
@@ -130,9 +129,9 @@ class RatingPage:
         known = _read_who(who)
         if not known:
             return self.on_other_rater()
-        comparison = self._comparison(known["rater"])
+        comparison = self._first_open(known["rater"], self._done(known["rater"]))
         if comparison is None or token != comparison.token(known["rater"]):
-            return self._next(known) | self._say("moved_on")
+            return self._next(known, "moved_on")
         kept, missing = valid_answers(dict(zip(ANSWERS, answers, strict=False)))
         if missing:
             few = len(missing) <= MOST_NAMED
@@ -144,23 +143,21 @@ class RatingPage:
         except (OSError, UserError):
             log.exception("a rating could not be kept")
             return self._say("failed")
-        return self._next(known) | self._say("round_done" if comparison.place == comparison.of else "kept_one")
+        return self._next(known, "round_done" if comparison.place == comparison.of else "kept_one")
 
-    def _ratings(self, rater: str) -> set[tuple]:
+    def _done(self, rater: str) -> set[tuple]:
+        """What this rater has rated."""
         rows = of_these(self.store.read(), self.items)
         return {key_of(row) for row in rows if row["rater"] == rater}
 
-    def _done(self, rater: str) -> int:
-        return len(self._ratings(rater))
-
-    def _comparison(self, rater: str) -> Comparison | None:
-        """What this rater is to be shown now."""
-        done = self._ratings(rater)
+    def _first_open(self, rater: str, done: set[tuple]) -> Comparison | None:
         return next((c for c in plan(self.items, rater, self.seed) if key_of(c.columns(rater)) not in done), None)
 
-    def _next(self, known: Row) -> dict:
+    def _next(self, known: Row, sentence: str = "", **values: object) -> dict:
+        """The rater's next screen with that sentence; where all is rated, with the thanks for all."""
         rater = known["rater"]
-        comparison, count = self._comparison(rater), self._done(rater)
+        done = self._done(rater)
+        comparison = self._first_open(rater, done)
         changes: dict[Any, Any] = {
             self.start_form: gr.update(visible=False),
             self.rating: gr.update(visible=comparison is not None),
@@ -171,11 +168,11 @@ class RatingPage:
         if comparison is None:
             return changes | self._say("all_done")
         where = say("progress", rater=rater, place=comparison.place, of=comparison.of)
-        changes[self.progress] = f"<p>{escape(where)} · {say('rated', count=count)}</p>"
+        changes[self.progress] = f"<p>{escape(where)} · {say('rated', count=len(done))}</p>"
         changes[self.said] = _conversation(comparison.item.said)
         for box, key, text in zip(self.replies, ("reply_a", "reply_b"), comparison.texts(), strict=True):
             changes[box] = f'<article class="reply"><h2>{say(key)}</h2>{_written(text)}</article>'
-        return changes | {self.status: status("")}
+        return changes | (self._say(sentence, **values) if sentence else {self.status: status("")})
 
     def _say(self, key: str, **values: object) -> dict:
         return {self.status: status(say(key, **values))}

@@ -18,7 +18,7 @@ from bnft.metrics import Measure, ratio
 from bnft.rating_form import QUESTIONS
 from bnft.rating_items import PAIRS, of_these, read_items
 from bnft.rating_store import SYSTEMS, RatingStore, Row, key_of
-from bnft.results import METRICS, changing_metrics, read_metrics
+from bnft.results import METRICS, changing_metrics, print_wide, read_metrics
 from bnft.whole_files import write_json
 
 HUMAN = "human"
@@ -199,7 +199,6 @@ def preferences_of(summary: dict[str, Any]) -> list[str]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     raters = f"{summary['raters']} raters ({summary['native_speakers']} native speakers)"
@@ -211,9 +210,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for line in table_of(summary):
         table.add_row(*line.values())
-    console = Console()
-    # Cells must not wrap where nobody watches: a log file or a pipe has no width of its own.
-    (console if console.is_terminal else Console(width=120)).print(table)
+    print_wide(table)
     print("\n".join(preferences_of(summary)))
 
 

@@ -112,9 +112,9 @@ class RunDirectory:
         """
         path = path_of(folder)
         if not (path / SETTINGS).is_file():
-            found = sorted(p.parent.name for p in path.parent.glob(f"*/{SETTINGS}")) if path.parent.is_dir() else []
-            beside = f" Runs beside it: {', '.join(found[:6])}." if found else ""
-            raise UserError(f"{folder} is no run folder: no config.yaml in it.", f"Give the folder of a run.{beside}")
+            runs = [*path.glob(f"*/{SETTINGS}")] or [*path.parent.glob(f"*/{SETTINGS}")]
+            found = f" Runs there: {', '.join(map(str, sorted(p.parent for p in runs)[:6]))}." if runs else ""
+            raise UserError(f"{folder} is no run folder: no config.yaml in it.", f"Give the folder of a run.{found}")
         return cls(path.resolve())
 
     @contextmanager
@@ -184,7 +184,10 @@ class RunDirectory:
                     Conversation(r["id"], r["topics"], tuple(r["messages"]), r["group"], tuple(r["rows"])) for r in rows
                 ]
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(f"the run's split file {path} is missing or damaged: {error}") from error
+                raise UserError(
+                    f"the run's split file {path} is missing or damaged: {error}",
+                    "Put a copy of it back; without it the run can be neither resumed nor measured.",
+                ) from error
         return splits
 
 

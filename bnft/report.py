@@ -3,7 +3,7 @@
     python -m bnft.report outputs             writes outputs/report/report.html and its pictures
     python -m bnft.report outputs/RUN         the same for one run, into outputs/RUN/report
 
-Composes bnft/report_page.py and its progress; holds no rule of its own.
+The page is one file with everything in it: send it on as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bnft.flags import Parser
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="-m bnft.report", description=__doc__)
+    parser = Parser("-m bnft.report", __doc__)
     parser.add_argument("folder", nargs="?", default="outputs", help="the folder of your runs, or one run [outputs]")
     return parser
 

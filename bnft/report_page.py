@@ -165,8 +165,8 @@ def _run(run: Run, album: Album) -> dict[str, Any]:
 def _pictures(run: Run, album: Album) -> dict[str, str]:
     """The run's own pictures, drawn from its records."""
     found, training, place = {}, run.record.training, f"runs/{run.name}"
-    drawn = {name: pair for name, pair in (_pairs(run) if run.metrics else {}).items() if name in SHOWN}
-    drawn = {name: pair for name, pair in drawn.items() if name in plots.METRICS}
+    pairs = _pairs(run) if run.metrics else {}
+    drawn = {name: pair for name, pair in pairs.items() if name in SHOWN and name in plots.METRICS}
     if drawn:
         found["base against tuned"] = album.add(f"{place}/base_against_tuned.png", plots.plot_comparison, drawn)
     log = training.log() if training else []

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnft.csv_files import CsvReader, csv_text
 from bnft.errors import UserError
@@ -24,6 +24,9 @@ from bnft.metrics import Comparison
 from bnft.records import RESPONSES, RunDirectory, append_experiment, now, peak_memory, read_json
 from bnft.settings import RunConfig
 from bnft.whole_files import file_sha256, locked, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 METRICS = "metrics.json"
 JUDGE = "judge"
@@ -110,7 +113,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     of_metrics, of_split = test["fingerprint"], fingerprint(RunDirectory(folder).read_splits()["test"])
     if of_metrics != of_split:
         raise UserError(
-            f"{folder / METRICS} was measured on another test split ({of_metrics[:12]}) than the one in "
+            f"{folder / METRICS} was measured on another test split ({str(of_metrics)[:12]}) than the one in "
             f"{folder / 'splits'} ({of_split[:12]})",
             _again(folder),
         )
@@ -130,7 +133,7 @@ def read_responses(folder: Path) -> list[dict[str, str]]:
     """
     metrics, path = read_metrics(folder), folder / RESPONSES
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel puts a mark in front
             rows = list(CsvReader(file))
         found = Counter(row["id"] for row in rows)
     except (OSError, ValueError, KeyError, csv.Error) as error:
@@ -265,7 +268,6 @@ def print_table(
     title: str = "base against tuned, same held-out rows, same decoding",
     names: Sequence[str] = SHOWN,
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
@@ -276,8 +278,14 @@ def print_table(
         interval = "" if c.low is None else f" [{c.low:+.3g}, {c.high:+.3g}]"
         p = "" if c.p is None else f"{c.p:.3f}"
         table.add_row(name, f"{c.base:.4g}", f"{c.tuned:.4g}", f"{c.difference:+.4g}{interval}", p)
+    print_wide(table)
+
+
+def print_wide(table: Table) -> None:
+    """Prints it without wrapping its cells where nobody watches: a log file or a pipe has no width of its own."""
+    from rich.console import Console
+
     console = Console()
-    # Cells must not wrap where nobody watches: a log file or a pipe has no width of its own.
     (console if console.is_terminal else Console(width=120)).print(table)
 
 

@@ -141,7 +141,8 @@ class Rows:
     def read(self, tokens: Sequence[int], start: int) -> None:
         """Reads a part of the prompt, at most `CHUNK` tokens from position `start` on, into the staging row.
 
-        What a recorded part is too wide fills it with tokens behind the prompt; the reply writes over them.
+        A recorded part may be wider: then tokens of an earlier one stand behind the prompt, and the reply writes over
+        them.
         """
         width = next(n for n in _WIDTHS if n >= len(tokens)) if self._graphs else len(tokens)
         with torch.cuda.stream(self._stream):

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from bnft.config import recipe_names
 from bnft.errors import UserError
 from bnft.rating_form import QUESTIONS
@@ -19,6 +21,7 @@ from bnft.rating_summary import HUMAN, preferences_of, table_of
 from bnft.records import read_json
 from bnft.results import read_metrics, read_responses
 from bnft.settings import FIELD_NAMES, RunConfig
+from bnft.text import drop_unseen
 
 SAMPLES = 10
 MAIN = {
@@ -47,9 +50,13 @@ MAIN = {
 # Board power in watts, from the makers' data sheets; the energy told is this times the time.
 WATTS = {"T4": 70, "P100": 250, "V100": 300, "L40S": 350, "L4": 72, "A10G": 300, "A100": 400, "H100": 700, "H200": 700}
 WATTS_OF_ANOTHER_GPU, WATTS_A_CORE = 300, 15
+TOLD_OF_RATINGS = ("raters", "native_speakers", "items", "ratings", "repeats")
+TOLD_OF_RATINGS += ("shown", "preference_test", "agreement_measure")
 
+_LINE_END = re.compile(r"\r\n|[\t\n\x0b\x0c\r\x1c-\x1e\x85\u2028\u2029]")
 # What Markdown makes a link without being asked to, and the sign of a formula.
 _LIVE = re.compile(r"(?<=http):|(?<=https):|(?<=ftp):|(?<=www)\.|[@$]", re.IGNORECASE)
+_LIST = re.compile(r"^([0-9]{1,9}(?=[.)])|(?=[-+=]))")  # begins one, or a line or heading
 
 
 def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
             "decoding": metrics["decoding"],
             "metrics": [_metric(name, label, metrics) for name, label in MAIN.items()],
             "judge": judge_facts(metrics.get("judge")),
-            "raw_metrics": metrics["tuned"],
+            "figures": {name: round(metrics["tuned"][name]["value"], 5) for name in MAIN},
             "samples": samples(read_responses(folder), config.seed),
             "human": human_facts(metrics[HUMAN]) if HUMAN in metrics else None,
             "seed": config.seed,
@@ -80,12 +87,12 @@ def read_run(folder: Path, config: RunConfig) -> dict[str, Any]:
                 "best_loss": record["training"]["best_eval_loss"],
             },
             "parameters": record["parameters"],
-            "dtype": record["dtype"],
-            "strategy": record["strategy"],
+            "dtype": quoted(record["dtype"]),
+            "strategy": quoted(record["strategy"]),
             "settings": _settings(config, record["sources"]),
             "data": _data(report, config),
             "machine": _machine(record),
-            "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+            "versions": quoted(", ".join(f"{name} {version}" for name, version in record["versions"].items())),
             "reproduce": _reproduce(record, config),
             "finished": record["finished"],
         }
@@ -108,7 +115,7 @@ def judge_facts(told: dict | None) -> dict[str, Any] | None:
     labels = {q.key: f"{q.english}, {q.low} to {q.high}" for q in QUESTIONS} | {"preferred": "preferred in both orders"}
     return {
         "what": quoted(told["what"]),
-        "rows": told["rows"],
+        "rows": {name: told["rows"][name] for name in ("answered", "asked")},
         "metrics": [_metric(name, labels[name], told) for name in told.get("comparison", ())],
         "agree": f"{told['orders_agree']['value']:.0%}" if "orders_agree" in told else None,
     }
@@ -135,7 +142,8 @@ def _metric(name: str, label: str, metrics: dict) -> dict[str, Any]:
 
 def human_facts(summary: dict[str, Any]) -> dict[str, Any]:
     """Blind ratings by people; nobody's name is in them."""
-    return summary | {"table": table_of(summary), "preferences": preferences_of(summary)}
+    told = {name: summary[name] for name in TOLD_OF_RATINGS}
+    return told | {"table": table_of(summary), "preferences": preferences_of(summary)}
 
 
 def samples(rows: Sequence[Mapping[str, str]], seed: int, count: int = SAMPLES) -> list[dict[str, str]]:
@@ -145,12 +153,26 @@ def samples(rows: Sequence[Mapping[str, str]], seed: int, count: int = SAMPLES) 
     return [{key: quoted(rows[i][column]) for key, column in keys.items()} for i in drawn]
 
 
-def quoted(text: str) -> str:
-    """Somebody's text inside a Markdown quotation: no markup of its own, one paragraph."""
-    for sign in "\\`*_[]<>#|~":
-        text = text.replace(sign, f"\\{sign}" if sign != "<" else "&lt;")
-    text = _LIVE.sub(lambda sign: f"&#{ord(sign[0])};", text)
-    return " ".join(text.split()) or "(nothing)"
+def quoted(text: str) -> Markup:
+    """Somebody's text inside Markdown, be it a quotation or a table's cell: no markup of its own, one paragraph."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;")
+    for sign in "\\`*_[]>#|~":
+        text = text.replace(sign, f"\\{sign}")
+    text = " ".join(_LIVE.sub(lambda sign: f"&#{ord(sign[0])};", text).split())
+    return Markup(_LIST.sub(r"\1\\", text) or "(nothing)")
+
+
+def code(text: str) -> Markup:
+    """Somebody's text as code inside a line of Markdown, fenced by more backticks than it has in a row."""
+    text = " ".join(one_line(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " * ("`" in text or not text)
+    return Markup(f"{fence}{space}{text}{space}{fence}")
+
+
+def one_line(text: str) -> str:
+    """A text without what would end its line, turn its letters round or go into no file."""
+    return drop_unseen(_LINE_END.sub(" ", text))
 
 
 def duration(seconds: float) -> str:
@@ -164,8 +186,7 @@ def _settings(config: RunConfig, sources: Mapping[str, str]) -> list[dict[str, s
     for name in FIELD_NAMES:
         value = _value(config, name)
         shown = ", ".join(map(str, value)) if isinstance(value, tuple) else public(str(value))
-        shown = " ".join(shown.split()).replace("|", "\\|")
-        lines.append({"name": name, "value": shown, "source": sources[name]})
+        lines.append({"name": name, "value": quoted(shown), "source": quoted(sources[name])})
     return lines
 
 
@@ -189,7 +210,7 @@ def _data(report: dict, config: RunConfig) -> dict[str, Any]:
 
     bundled = config.data.path == "bundled"
     return {
-        "name": "The corpus that comes with the program (CC BY 4.0)" if bundled else f"`{public(config.data.path)}`",
+        "name": "The corpus that comes with the program (CC BY 4.0)" if bundled else code(public(config.data.path)),
         "sha256": report["sha256"],
         "rows_read": report["rows_read"],
         "rows_kept": report["rows_kept"],
@@ -203,19 +224,21 @@ def _data(report: dict, config: RunConfig) -> dict[str, Any]:
 
 
 def _machine(record: dict) -> dict[str, Any]:
-    gpus: Sequence[str] = record.get("gpus", ())
-    if not gpus and record["dtype"] != "float32":
-        raise KeyError("gpus")
-    cores = record["cpu_cores"]
-    watts = sum(next((w for card, w in WATTS.items() if card in gpu), WATTS_OF_ANOTHER_GPU) for gpu in gpus)
+    gpus, cores = record["gpus"], record["cpu_cores"]
+    watts = sum(map(_watts, gpus))
     seconds = record["training"]["seconds"] + record["seconds"]["evaluation"]
+    text = f"{', '.join(gpus) or 'No GPU'}, {cores} CPU cores, {record['system']}, Python {record['python']}"
     return {
-        "text": f"{', '.join(gpus) or 'No GPU'}, {cores} CPU cores, {record['system']}, Python {record['python']}",
+        "text": quoted(text),
         "evaluation": duration(record["seconds"]["evaluation"]),
         "peak_memory_gib": record["peak_memory_gib"],
         "watt_hours": f"{(watts or cores * WATTS_A_CORE) * seconds / 3600:.2g}",
         "watts_text": f"{watts} W of board power" if gpus else f"{WATTS_A_CORE} W a core",
     }
+
+
+def _watts(gpu: str) -> int:
+    return next((watts for card, watts in WATTS.items() if re.search(rf"\b{card}\b", gpu)), WATTS_OF_ANOTHER_GPU)
 
 
 def _reproduce(record: dict, config: RunConfig) -> dict[str, str]:
@@ -231,6 +254,16 @@ def _reproduce(record: dict, config: RunConfig) -> dict[str, str]:
     if not commit:
         notes.append("The program was not in a git clone: no commit is known.")
     if record["recipe"] not in recipe_names():
-        notes.append(f"The recipe {record['recipe']} is the table of settings above, as a YAML file.")
-    command = " ".join(shlex.quote(word) for word in words)
-    return {"commit": commit.removesuffix("-dirty") or "main", "command": command, "note": " ".join(notes)}
+        notes.append(f"The recipe {code(record['recipe'])} is the table of settings above, as a YAML file.")
+    command = " ".join(map(_shell_word, words))
+    return {"commit": commit.removesuffix("-dirty") or "main", "command": command, "note": Markup(" ".join(notes))}
+
+
+def _shell_word(text: str) -> str:
+    """A word of a command that stands on one line whatever it holds."""
+    if one_line(text) == text:
+        return shlex.quote(text)
+    told = "".join(
+        f"\\{sign}" if sign in "\\'" else sign if one_line(sign) == sign else f"\\U{ord(sign):08x}" for sign in text
+    )
+    return f"$'{told}'"

@@ -71,33 +71,23 @@ def describe(source: ModelSource) -> Served:
     """Notes, licence and numbers of a model; the defaults where it carries none.
 
     Raises:
-        UserError: the notes beside the model are damaged.
+        UserError: the notes or the numbers beside the model are damaged.
     """
     folder = Path(source.adapter or source.base)
-    notes = _notes(folder)
+    notes_file = folder / ADAPTER_NOTES
+    notes = read_json(notes_file) if notes_file.is_file() else {}
     metrics_file = (folder.parent if folder.name == "lora_model" else folder) / "metrics.json"
-    metrics = read_json(metrics_file) if metrics_file.is_file() else None
     base = _public(adapter_base(folder)) if source.adapter and folder.is_dir() else ""
     name = folder.parent.name if folder.name == "lora_model" else _public(source.name)
     return Served(
         name=name,
         base=base,
         licence=source.licence or str(notes.get("licence", "")),
-        metrics=metrics if isinstance(metrics, dict) else None,
+        metrics=read_json(metrics_file) if metrics_file.is_file() else None,
         trained=bool(source.adapter) or source.name not in ("embedded", "smoke"),
         system_prompt=str(notes.get("system_prompt") or DataConfig().system_prompt),
         generation=_generation(notes.get("generation"), folder),
     )
-
-
-def _notes(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_NOTES
-    if not path.is_file():
-        return {}
-    notes = read_json(path)
-    if not isinstance(notes, dict):
-        raise UserError(f"{path} holds no notes", "Save the adapter again.")
-    return notes
 
 
 def _generation(values: Any, folder: Path) -> GenerationConfig:

@@ -6,7 +6,7 @@ Knows nothing about files, flags or the environment: bnft/config.py fills the se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -87,7 +87,7 @@ class TrainConfig(Section):
     max_minutes: float | None = Field(None, gt=0, description="stop training after this time and keep the best")
     eval_steps: int = Field(50, ge=1, description="validation loss every so many steps")
     validation_samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        "all", description="conversations of the validation split behind each validation loss, drawn by the seed"
+        "all", description="validation conversations behind each validation loss, drawn by the seed: a number or all"
     )
     save_steps: int = Field(100, ge=1, description="checkpoint every so many steps, a multiple of eval_steps")
     keep_checkpoints: int = Field(3, ge=1, description="checkpoints kept, the best among them")
@@ -105,7 +105,7 @@ class TrainConfig(Section):
 
 class EvalConfig(Section):
     samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        "all", description="test rows whose replies are generated and scored"
+        "all", description="test rows whose replies are generated and scored, a number or all"
     )
     batch_size: int = Field(16, ge=1, description="rows in one generation batch on a CPU; a GPU takes as many as fit")
     bootstrap: int = Field(1000, ge=100, description="resamples behind the 95 % intervals")
@@ -114,16 +114,21 @@ class EvalConfig(Section):
     )
     judge_model: str | None = Field(None, min_length=1, description="its name there; none: the first the server lists")
     judge_samples: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        100, description="of the rows with replies, how many the judge is asked about, each in both orders"
+        100, description="of the rows with replies, how many (or all) the judge is asked about, each in both orders"
     )
 
     @field_validator("judge")
     @classmethod
     def _is_an_address_without_secrets(cls, judge: str | None) -> str | None:
         # The address is written into the run's records; the value itself is never repeated here.
-        parts = urlsplit(judge or "http://none")
-        if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1:
-            raise ValueError("eval.judge is no URL: give it like http://127.0.0.1:8000/v1")
+        no_url = "eval.judge is no URL: give it like http://127.0.0.1:8000/v1"
+        try:
+            parts = urlsplit(judge or "http://none")
+            port = parts.port
+        except ValueError:  # a port or an IPv6 address that is none; the error repeats it
+            raise ValueError(no_url) from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError(no_url)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
                 "eval.judge holds more than an address: keys go into the environment (BNFT_JUDGE_KEY), for settings "
@@ -160,12 +165,13 @@ class RunConfig(Section):
 
 
 def iterate_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yields (dotted name, description, default) of every field, in order."""
+    """Yields (dotted name, description with the choices, default) of every field, in order."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from iterate_fields(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.description or "", field.default
+            choices = f" ({'|'.join(get_args(field.annotation))})" if get_origin(field.annotation) is Literal else ""
+            yield f"{prefix}{name}", f"{field.description}{choices}", field.default
 
 
 DEFAULTS = {name: default for name, _, default in iterate_fields()}

@@ -5,7 +5,6 @@ Copies, links and writes files; the weights themselves come from `merge`. Knows 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Container, Iterable
@@ -18,6 +17,7 @@ from bnft.licences import Licence
 from bnft.merge import ADAPTER_WEIGHTS
 from bnft.model_code import INDEX
 from bnft.models import ADAPTER_NOTES
+from bnft.records import read_json
 from bnft.settings import RunConfig
 from bnft.whole_files import write_atomically, write_json
 
@@ -44,7 +44,7 @@ def generation_defaults(
 ) -> dict[str, Any]:
     """What `generate` does when nothing is asked for: the run's decoding, ending where this template's replies end."""
     path = base.side_file("generation_config.json")
-    settings = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    settings = read_json(path) if path else {}
     chosen = config.generation
     return settings | {
         "do_sample": True,
@@ -71,7 +71,7 @@ def stage_common(folder: Path, run: Path, generation: dict[str, Any], notes: dic
 def stage_adapter(folder: Path, lora: Path, base: str) -> None:
     """The adapter with its base named as it is on the Hub; PEFT writes the folder of this machine there."""
     copy_files(lora, folder, (ADAPTER_WEIGHTS,))
-    settings = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_json(lora / "adapter_config.json")
     settings |= {"base_model_name_or_path": base, "revision": None}
     write_json(folder / "adapter_config.json", settings)
 

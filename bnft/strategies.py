@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bnft.config import cache_dir, default_environment
 from bnft.device_maps import device_map
-from bnft.errors import UserError
+from bnft.errors import UserError, first_line
 from bnft.model_code import refuse_code_of
 from bnft.models import ModelSource, hub_errors, load_model, load_tokenizer, resolve_dtype
 from bnft.settings import LoraSettings, RunConfig
@@ -200,7 +200,7 @@ def choose_strategy(name: str) -> tuple[FineTuningStrategy, str]:
     try:
         return UnslothStrategy(), "as set" if name == "unsloth" else "it is installed, and a GPU is here"
     except (ImportError, RuntimeError, NotImplementedError) as error:  # all seen from its import on unsuited machines
-        reason = f"Unsloth does not import: {str(error).splitlines()[0]}"
+        reason = f"Unsloth does not import: {first_line(error)}"
     if name == "unsloth":
         raise UserError(f"--strategy unsloth cannot be used: {reason}", _INSTEAD)
     return PeftStrategy(), reason

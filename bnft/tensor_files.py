@@ -74,11 +74,21 @@ class TensorFile:
                 for name, value in header.items()
                 if name != "__metadata__"
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
+            whole = bool(entries) and self._follow_one_another(8 + length, path.stat().st_size)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"cannot read the weights {path}: {error}", "Get or make the file again.") from error
-        if not entries or max(entry.end for entry in entries.values()) != path.stat().st_size:
+        if not whole:
             raise UserError(f"the weights {path} are cut short or damaged", "Get or make the file again.")
-        self.entries = dict(sorted(entries.items(), key=lambda item: item[1].start))
+
+    def _follow_one_another(self, start: int, size: int) -> bool:
+        """Whether the tensors fill the file without a gap, each with as many bytes as its shape asks for."""
+        for entry in self.entries.values():
+            element = DTYPES[entry.dtype].itemsize if entry.dtype in DTYPES else None
+            if entry.start != start or (element and entry.end - start != entry.elements * element):
+                return False
+            start = entry.end
+        return start == size
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """The tensor, or its rows from `start` to `stop`, in memory of its own."""

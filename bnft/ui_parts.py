@@ -127,8 +127,11 @@ def _score(metrics: dict | None, system: str, name: str) -> dict | None:
     """One score of a metrics.json, which may have come with a model from anywhere."""
     scores = (metrics or {}).get(system)
     score = scores.get(name) if isinstance(scores, dict) else None
-    whole = isinstance(score, dict) and all(isinstance(score.get(key), int | float) for key in ("value", "n"))
-    return score if whole else None
+    if not isinstance(score, dict):
+        return None
+    values = [score.get(key) for key in ("value", "n")]
+    # JSON as Python reads it holds NaN, Infinity and whole numbers too large for a float.
+    return score if all(isinstance(value, int | float) and abs(value) < 1e9 for value in values) else None
 
 
 def script_strings() -> str:

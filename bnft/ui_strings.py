@@ -14,7 +14,6 @@ _STRINGS: dict[str, tuple[str, str]] = {
     # the head of the page
     "title": ("মনের কথা", "Moner Kotha"),
     "tagline": ("মন খুলে বলুন, আমি শুনছি।", "Say what is on your mind. I am listening."),
-    "language": ("ভাষা", "Language"),
     "notice": (
         "এটি একটি কম্পিউটার প্রোগ্রাম; মানুষ, চিকিৎসক বা পরামর্শদাতা নয়। এর কথায় ভুল থাকতে পারে।",
         "This is a computer program, not a person, a doctor or a counsellor. It can be wrong.",
@@ -90,7 +89,7 @@ _STRINGS: dict[str, tuple[str, str]] = {
     # settings
     "settings": ("আরও সেটিংস", "More settings"),
     "temperature": ("বৈচিত্র্য", "Temperature"),
-    "temperature_info": ("কম হলে উত্তর সংযত, বেশি হলে বিচিত্র", "Lower is steadier, higher is freer"),
+    "temperature_info": ("কম হলে উত্তর সংযত, বেশি হলে বৈচিত্র্যময়", "Lower is steadier, higher is freer"),
     "top_p": ("শব্দ বাছাইয়ের পরিসর (top-p)", "Breadth of word choice (top-p)"),
     "top_p_info": ("কম হলে শুধু সবচেয়ে সম্ভাব্য শব্দ", "Lower keeps to the likeliest words"),
     "reply_length": ("উত্তরের সর্বোচ্চ দৈর্ঘ্য (টোকেন)", "Longest reply (tokens)"),
@@ -136,7 +135,6 @@ _STRINGS: dict[str, tuple[str, str]] = {
     "feedback_failed": ("দুঃখিত, এখন রাখা গেল না।", "Sorry, it could not be kept just now."),
     "thanks": ("ধন্যবাদ! আপনার মতামত রাখা হয়েছে।", "Thank you! Your feedback was kept."),
     # about
-    "about": ("এই মডেল সম্পর্কে", "About this model"),
     "model": ("মডেল", "Model"),
     "base_model": ("মূল মডেল", "Base model"),
     "licence": ("লাইসেন্স", "Licence"),

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from bnft.config import from_environment
-from bnft.errors import Interrupted, UserError
+from bnft.errors import Interrupted, UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +134,7 @@ def _asking(world: World) -> Iterator[None]:
     except RuntimeError as error:  # of gloo and nccl alike; torch has no narrower class for the former
         if "out of memory" in str(error):
             raise
-        raise ProcessLost(world, str(error).splitlines()[0]) from error
+        raise ProcessLost(world, first_line(error)) from error
 
 
 def sum_over(tensors: list[Tensor], world: World) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from bnft.card import TEMPLATES, Facts, Names, fill, render
 from bnft.config import resolve
@@ -144,7 +146,7 @@ def test_the_hub_takes_every_card(run, config, kind):
         "38233 rows read, 38000 kept",
         "| train | 24000 | 30568 |",
         "Repaired: 12 odd spaces. Dropped: 233 empty answer. Duplicates taken out: 3 exact, 4 near.",
-        "Tesla T4, Tesla T4, 4 CPU cores, Linux x86_64, Python 3.12.1",
+        "Tesla T4, Tesla T4, 4 CPU cores, Linux x86\\_64, Python 3.12.1",
         "about 4.2e+02 Wh",  # two cards of 70 W for three hours
         "140 W of board power",
         "torch 2.13.0, peft 0.21.2.",
@@ -213,6 +215,34 @@ def test_the_card_of_a_run_of_the_gpu_recipe_on_two_t4s(run):
             assert said in text, said
 
 
+MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+@pytest.mark.parametrize(
+    "text", ["a < b | c", "x\ny", "it's \\ \u202e 'so'", "[a](b) `c`", "two  spaces", "{{ x }}", "দুই"]
+)
+def test_the_command_that_makes_it_again_is_the_one_of_the_run(run, config, text):
+    record = json.loads((run / "run.json").read_text())
+    sources = {"data.system_prompt": "flag --data.system_prompt"}
+    (run / "run.json").write_text(json.dumps(record | {"sources": record["sources"] | sources}))
+    card = render("adapter", run, config.replace("data.system_prompt", text), FACTS)
+    (block,) = (token.content for token in MARKDOWN.parse(card) if token.type == "code_block")
+    command = block.splitlines()[1].removeprefix("python ")
+    words = f"LC_ALL=C.UTF-8; printf '%s\\0' {command}"
+    asked = subprocess.run(["bash", "-c", words], capture_output=True, check=True).stdout.decode()
+    assert asked.split("\0")[:-1] == [
+        "train.py",
+        "--recipe",
+        "smoke",
+        "--data.system_prompt",
+        text,
+        "--lora.r",
+        "8",
+        "--train.max_minutes",
+        "none",
+    ]
+
+
 def test_ratings_are_told_when_there_are_any(run, config):
     text = render("merged", run, config, replace(FACTS, ratings={"total": 20, "liked": 15}))
     assert "20 ratings of replies from the chat, given with consent: 15 liked\n(75 %)" in text
@@ -265,6 +295,21 @@ def paths(tree, before=()):
         yield (*before, key)
         if isinstance(value, dict):
             yield from paths(value, (*before, key))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "dtype", "says"),
+    [
+        (["NVIDIA L4"], "bfloat16", "72 W of board power"),
+        (["NVIDIA L40"], "bfloat16", "300 W of board power"),  # none of the cards whose power is known
+        (["NVIDIA A100-SXM4-80GB", "Tesla T4"], "float16", "470 W of board power"),
+        ([], "bfloat16", "15 W a core"),  # a CPU computes in 16 bit where it is told to
+    ],
+)
+def test_the_energy_is_that_of_the_machine(run, config, gpus, dtype, says):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"gpus": gpus, "dtype": dtype}))
+    assert says in render("merged", run, config, FACTS)
 
 
 NEEDED = [
@@ -340,6 +385,10 @@ def test_an_unknown_licence_is_not_made_up(run, config):
     [
         ("এক\nদুই", "এক দুই"),
         ("<b>x</b> | *y*", "&lt;b\\>x&lt;/b\\> \\| \\*y\\*"),
+        ("1. এক", "1\\. এক"),
+        ("- এক", "\\- এক"),
+        ("---", "\\---"),
+        ("১. এক, 12 টা", "১. এক, 12 টা"),  # Markdown counts in other digits
         ("", "(nothing)"),
     ],
 )

@@ -367,6 +367,19 @@ def test_a_person_in_danger_is_answered_even_when_the_model_fails(detector, hint
     assert last.text.startswith(safe_reply(Risk.SELF, "bn"))
 
 
+def test_a_reader_that_fails_leaves_the_decision_to_the_classifier(engine, tiny_model, tiny_tokenizer, caplog):
+    def reader(message):
+        raise RuntimeError("cannot allocate memory")
+
+    chat = Chat(LocalSource(tiny_model, tiny_tokenizer, engine), CrisisDetector.from_repository(reader), SYSTEM)
+    with caplog.at_level(logging.ERROR, logger="bnft.chat"):
+        frames = list(chat.reply("সব শেষ হয়ে গেছে", [], SETTINGS))  # the classifier alone leaves a doubt
+    assert frames[0].card.grave
+    assert frames[-1].finish_reason in ("stop", "length")
+    assert "cannot allocate memory" in caplog.text
+    assert "সব শেষ" not in caplog.text
+
+
 def test_too_many_people_are_asked_to_come_back(detector):
     chat = Chat(Scripted("খ"), detector, SYSTEM, Line(seats=1, longest=0))
     with chat.line.join():

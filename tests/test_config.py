@@ -106,6 +106,7 @@ def value_of(config, dotted):
         ("- a\n- b", "holds no settings"),
         ("", "holds no settings"),
         ("a: [", "is no valid YAML"),
+        ("train: {epochs: 2}\nlora: {r: 8}\ntrain: {max_steps: 5}", "'train' stands there twice"),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_name_and_value(tmp_path, text, message):
@@ -303,6 +304,9 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert cache_dir() == Path("/x/bnft")
     monkeypatch.setenv("BNFT_CACHE", "~/models")
     assert cache_dir() == Path.home() / "models"
+    monkeypatch.setenv("BNFT_CACHE", "~nobody-of-this-name/models")
+    with pytest.raises(UserError, match="Set BNFT_CACHE"):
+        cache_dir()
 
 
 def _environment_reads(tree):

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from bnft.conversation import FRAME_GAP, MOST_UNREAD, Conversations, take_back
-from bnft.turns import Settings, Update
+from bnft.turns import MAX_MESSAGES, Settings, Update, read_history
 from bnft.ui_strings import text
 
 SETTINGS = Settings()
@@ -42,6 +42,14 @@ def test_the_question_stands_there_at_once_and_the_reply_grows_under_it():
     assert frames[0].status == text("thinking", "bn")
     assert frames[-1].history[-1] == answered("খ গ")
     assert (frames[-1].running, frames[-1].settled, frames[-1].status) == (False, True, "")
+
+
+def test_a_long_talk_keeps_as_many_messages_as_are_read_again():
+    """Else the bubble that somebody edits or rates would be another message by the time it has come back."""
+    talked = [said("১"), answered("২")] * MAX_MESSAGES
+    frame = talk(Script(Update(), Update("খ", finish_reason="stop")), before=read_history(talked))[-1]
+    assert len(frame.history) == MAX_MESSAGES
+    assert read_history(frame.history) == frame.history
 
 
 def test_the_question_is_shown_without_what_no_stream_can_carry():

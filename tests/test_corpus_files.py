@@ -140,6 +140,8 @@ FAULTY_FILES = [
     ("list.jsonl", "[1, 2]\n", ["record 1", "not an object"]),
     ("rows.parquet", "not parquet", ["not a Parquet file"]),
     ("rows.docx", "x", ["cannot tell the format", ".csv"]),
+    ("rows.xlsx", "PK", ["cannot tell the format", "save a spreadsheet as 'CSV UTF-8'"]),
+    ("archive.zip", "PK", ["cannot tell the format", "unpack a .zip"]),  # Kaggle's download is one
     ("quote.csv", 'question,answer\nক,"খ' + "\nগ,ঘ" * 50_000, ["field larger", "quote"]),
 ]
 
@@ -242,6 +244,11 @@ def test_hub_ids_are_told_from_paths(tmp_path, monkeypatch):
         assert not is_hub_id(path)
 
 
+@pytest.mark.parametrize("before", ["\n", "\r\n\r\n", "\ufeff\n"])
+def test_empty_lines_before_the_header_are_passed_over(tmp_path, before):
+    assert only_exchange(write(tmp_path, "rows.csv", before + TABLE)) == (QUESTION, ANSWER)
+
+
 def run_python(code, *arguments, **environment):
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -258,20 +265,30 @@ def test_hub_datasets_are_read_and_unreachable_ones_explained(tmp_path):
     (tmp_path / "set").mkdir()
     write(tmp_path / "set", "train.csv", TABLE)
     write(tmp_path / "set", "test.csv", TABLE)
+    (tmp_path / "script").mkdir()  # as data sets were made years ago
+    write(tmp_path / "script", "script.py", "raise SystemExit('this must never run')")
+    (tmp_path / "odd").mkdir()
+    write(tmp_path / "odd", "a.csv", "question,answer\nক,খ\n")
+    write(tmp_path / "odd", "b.csv", "something,else\n1,2\n")
     code = """
 import sys
-from bnft.corpus_files import _read_hub, read_corpus
+from bnft.corpus_files import _read_hub
 from bnft.errors import UserError
-print(_read_hub(sys.argv[1])[0], len(_read_hub(sys.argv[1])[1]))
-try:
-    read_corpus("nobody/nothing-here")
-except UserError as error:
-    print(error)
+found, *wrong = sys.argv[1:]
+print(_read_hub(found)[0], len(_read_hub(found)[1]))
+for name in ("nobody/nothing-here", *wrong):
+    try:
+        _read_hub(name)
+    except UserError as error:
+        print(error)
 """
-    said = run_python(code, str(tmp_path / "set"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
+    folders = [str(tmp_path / name) for name in ("set", "script", "odd")]
+    said = run_python(code, *folders, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home"))
     assert "['Topics', 'Question-Title', 'Questions', 'Answers'] 2" in said
     assert "'nobody/nothing-here'" in said
-    assert "owner/name:config" in said
+    assert "scripts are no longer supported" in said
+    assert "cannot load the dataset" in said
+    assert said.count("owner/name:config") == 3
 
 
 def test_reading_files_imports_no_heavy_library(tmp_path):

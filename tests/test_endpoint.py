@@ -174,7 +174,7 @@ def test_long_histories_lose_their_oldest_exchanges_only():
     assert sum(len(m["content"]) for m in sent[1:]) <= MAX_PROMPT_CHARACTERS
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/", "http://", "nonsense"])
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/", "http://", "nonsense", "http://a\tb"])
 def test_a_url_that_is_none(url):
     with pytest.raises(UserError, match="no URL"):
         EndpointSource(url)

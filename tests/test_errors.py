@@ -8,7 +8,15 @@ import time
 import pytest
 from safetensors import SafetensorError
 
-from bnft.errors import Interrupted, UserError, run_command
+from bnft.errors import Interrupted, UserError, first_line, run_command
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("a\nb"), "a"), (OSError("\n  a  \nb"), "a  "), (NotImplementedError(), "NotImplementedError")],
+)
+def test_an_error_is_told_in_one_line_also_where_it_says_nothing(error, line):
+    assert first_line(error) == line
 
 
 def raising(error):
@@ -91,6 +99,12 @@ def test_torch_saving_to_a_full_disk(capsys):
 def test_what_nobody_expected_is_not_hidden(error):
     with pytest.raises(type(error)):
         run_command(raising(error))
+
+
+def test_on_windows_the_way_is_told(capsys, monkeypatch):
+    monkeypatch.setattr("bnft.errors.sys.platform", "win32")
+    assert run_command(lambda: 0) == 2
+    assert "wsl --install" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", [0, 3])

@@ -2,8 +2,11 @@
 
 import pytest
 
+import app
+import publish
+from bnft import rate, report
 from bnft.errors import UserError
-from bnft.flags import SHORT, parse
+from bnft.flags import SHORT, as_typed, parse
 from bnft.settings import FIELD_NAMES, iterate_fields
 from train import build_parser
 
@@ -71,6 +74,35 @@ def test_help_tells_every_setting_with_description_and_default():
     text = build_parser().format_help()
     for name, description, default in iterate_fields():
         assert f"--{name} " in text
-        assert f"{description} [{default}]" in text
+        assert f"{description} [{as_typed(default)}]" in text
     for flag in SHORT:
         assert flag in text
+
+
+def test_help_tells_the_choices_and_defaults_as_they_are_typed():
+    """A newcomer reads in --help what --strategy takes, not in the complaint about another value."""
+    text = build_parser().format_help()
+    for told in ("back end (auto|unsloth|peft) [auto]", "(QLoRA) [false]", "a Hub id [none]", "[q_proj,k_proj,"):
+        assert told in text
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "message"),
+    [
+        (publish, "--repo a/b --dryrun", "unknown argument '--dryrun'; nearest: --dry-run"),
+        (app, "--models x", "unknown argument '--models'; nearest: --model"),
+        (app, "--port abc", "--port abc is no port"),
+        (app, "--port 0", "--port 0 is no port"),
+        (report, "outputs other", "unknown argument 'other'"),
+        (rate, "--sumary RUN", "unknown argument '--sumary'; nearest: --summary"),
+    ],
+)
+def test_every_command_names_the_nearest_flag(program, line, message):
+    with pytest.raises(UserError) as caught:
+        program.build_parser().parse_args(line.split())
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(("program", "command"), [(publish, "publish.py"), (report, "-m bnft.report")])
+def test_help_shows_the_command_as_it_is_typed(program, command):
+    assert program.build_parser().format_help().startswith(f"usage: python {command} ")

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from bnft.generated_rows import GeneratedRows, weights_fingerprint
@@ -87,6 +89,49 @@ def test_each_process_has_its_file_and_reads_all(tmp_path):
     assert sorted(found(tmp_path)) == [0, 1, 2]
     (tmp_path / "base-old.jsonl").write_text("{}\n")  # not a process' file
     assert sorted(found(tmp_path)) == [0, 1, 2]
+
+
+REPLY = st.builds(
+    Generated,
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    tokens=st.integers(0, 99),
+    ended=st.booleans(),
+    seconds=st.floats(0, 1e6),
+)
+
+
+@given(data=st.data())
+def test_no_damage_makes_a_reply_that_was_never_given(tmp_path, data):
+    """Lines twice, in any order, in any file, cut, joined or with bytes changed: whole ones count, no other does."""
+    written = data.draw(st.lists(st.tuples(st.sampled_from([0, 1, 2]), REPLY), min_size=1, max_size=5))
+    for path in tmp_path.glob("*.jsonl"):
+        path.unlink()
+    rows = GeneratedRows(tmp_path, "base", HOW)
+    with rows.open():
+        for place, reply in written:
+            rows.add(IDS[place], PROMPTS[place], reply)
+    assert found(tmp_path) == dict(written)  # of one row's replies the last
+    path = tmp_path / "base.jsonl"
+    whole = dict(zip(path.read_bytes().split(b"\n"), written, strict=False))
+    lines = data.draw(st.lists(st.sampled_from(list(whole)) | st.binary(max_size=20), max_size=8))
+    content = bytearray(b"".join(line + b"\n" for line in lines))
+    size = len(content)
+    for place, byte in data.draw(
+        st.lists(st.tuples(st.integers(0, max(0, size - 1)), st.integers(0, 255)), max_size=4)
+    ):
+        content[place : place + 1] = bytes([byte])
+    content = content[: data.draw(st.integers(size - 40, size))] if data.draw(st.booleans()) else content
+    path.write_bytes(content)
+    known: dict[int, list[Generated]] = {}
+    for line in bytes(content).split(b"\n")[:-1]:
+        if line in whole:
+            known.setdefault(whole[line][0], []).append(whole[line][1])
+    given_at_all = {place: [reply for at, reply in written if at == place] for place, _ in written}
+    read = found(tmp_path)
+    assert set(known) <= set(read)
+    assert all(reply in given_at_all[place] for place, reply in read.items())
+    keep(tmp_path, (1,))
+    assert found(tmp_path)[1] == REPLIES[1]
 
 
 def test_other_weights_have_another_fingerprint(tiny_model):

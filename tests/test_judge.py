@@ -1,9 +1,11 @@
 """The judge against a real HTTP server that speaks the chat completions protocol, well and badly."""
 
+import contextlib
 import json
 import re
 import signal
 import socket
+import socketserver
 import threading
 import time
 from collections import Counter
@@ -13,12 +15,14 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import train
 from bnft.card import render
 from bnft.config import resolve
 from bnft.errors import UserError
-from bnft.judge import DEAD_AFTER, Judge, print_judgement
+from bnft.judge import DEAD_AFTER, AnswerFile, Judge, print_judgement
 from bnft.judge_client import DECODING, TRIES, JudgeClient, Unanswered, retry_after
 from bnft.judge_form import INSTRUCTIONS, Asked, Item, Judged, read_verdict
 from bnft.rating_form import QUESTIONS
@@ -180,7 +184,14 @@ GOOD = answer(LOW, HIGH, "B")
 
 @pytest.mark.parametrize(
     "text",
-    [GOOD, f"```json\n{GOOD}\n```", f"```\n{GOOD}```", f"<think>A {{is}} colder.</think>\n\n{GOOD}", f"\n {GOOD} \n"],
+    [
+        GOOD,
+        f"```json\n{GOOD}\n```",
+        f"```\n{GOOD}```",
+        f"<think>A {{is}} colder.</think>\n\n{GOOD}",
+        f"A {{is}} colder.</think>\n\n{GOOD}",  # the server's template has opened the block
+        f"\n {GOOD} \n",
+    ],
 )
 def test_an_answer_in_the_wrapping_that_models_use(text):
     assert read_verdict(text).preference == "B"
@@ -213,6 +224,156 @@ def test_an_answer_in_the_wrapping_that_models_use(text):
 def test_an_answer_that_counts_for_nothing(text, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         read_verdict(text)
+
+
+TAGS = [
+    "<think>",
+    "</think>",
+    "```",
+    "```json",
+    "{",
+    "}",
+    GOOD,
+    GOOD[:40],
+    '{"A": ',
+    "\\ud83d",
+    "\ud83d",
+    "9" * 5000,
+    " ",
+    "\n",
+]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from([GOOD, "judge-1"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["choices", "message", "content", "data", "id", "model", "A", ""]), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+
+
+def check_verdict(verdict):
+    assert verdict.preference in ("A", "B", "tie")
+    for reply in (verdict.A, verdict.B):
+        for question in QUESTIONS:
+            value = getattr(reply, question.key)
+            assert type(value) is int
+            assert question.low <= value <= question.high
+
+
+@given(parts=st.lists(st.sampled_from(TAGS) | st.text(max_size=5), max_size=6))
+def test_any_text_is_a_verdict_within_its_scales_or_none(parts):
+    with contextlib.suppress(ValueError):
+        check_verdict(read_verdict("".join(parts)))
+
+
+@given(
+    a=st.dictionaries(st.sampled_from(KEYS), st.integers(-1, 6) | JSON),
+    b=st.dictionaries(st.sampled_from([*KEYS, "x"]), st.integers(-1, 6) | JSON),
+    preference=st.sampled_from(["A", "B", "tie"]) | JSON,
+)
+def test_any_values_are_a_verdict_within_its_scales_or_none(a, b, preference):
+    with contextlib.suppress(ValueError):
+        check_verdict(read_verdict(answer(LOW | a, HIGH | b, preference)))
+
+
+@pytest.mark.parametrize("text", ["<think>" + "</think>{" * 100_000, "```{" + "} " * 400_000, "{" * 900_000 + "}"])
+def test_a_megabyte_of_nonsense_is_read_at_once(text):
+    with pytest.raises(ValueError, match="JSON"):  # a pattern with two open ends took minutes for the first
+        read_verdict(text)
+
+
+class Raw(socketserver.StreamRequestHandler):
+    """Sends what it is told, HTTP or not."""
+
+    def handle(self):
+        while self.rfile.readline() not in (b"\r\n", b""):
+            pass
+        with contextlib.suppress(OSError):
+            self.connection.sendall(self.server.answer)
+
+
+@pytest.fixture(scope="module")
+def raw_server():
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Raw)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+BODIES = st.one_of(
+    st.binary(max_size=40),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    JSON.map(lambda value: json.dumps({"choices": [{"message": {"content": value}}], "model": value}).encode()),
+    JSON.map(lambda value: json.dumps({"choices": [{"message": value}], "data": [{"id": value}]}).encode()),
+)
+STATUS = st.sampled_from(
+    [b"200 OK", b"204 No", b"301 Gone", b"404 No", b"429 Slow", b"500 No", b"100 Wait", b"099 x", b"2"]
+)
+HEADERS = st.sampled_from(
+    [
+        *(b"Content-Length: 5", b"Content-Length: -1", b"Content-Length: x", b"Transfer-Encoding: chunked"),
+        *(b"Content-Encoding: gzip", b"Content-Encoding: deflate", b"Content-Type: text/html; charset=utf-99"),
+        *(
+            b"Location: http://[::",
+            b"Location: //\xff",
+            b"Set-Cookie: a=b; expires=x; domain=\xff",
+            b"\xff\xfe",
+            b": x",
+        ),
+        *(b"Retry-After: 0", b"Retry-After: \xff", b"Retry-After: 99999999999999999999"),
+    ]
+)
+
+
+@given(
+    whole=st.binary(max_size=60)
+    | st.builds(
+        lambda status, headers, body: b"\r\n".join([b"HTTP/1.1 " + status, *headers, b"", body]),
+        STATUS,
+        st.lists(HEADERS, max_size=2),
+        BODIES,
+    )
+)
+def test_any_bytes_are_an_answer_or_a_reason(raw_server, whole):
+    raw_server.answer = whole
+    for model in (None, "named"):
+        client = JudgeClient(f"http://127.0.0.1:{raw_server.server_address[1]}", model, patience=5)
+        client.stop.set()  # one try
+        try:
+            answer = client.complete([{"role": "user", "content": "ক"}])
+            told, name, wait = answer.text, answer.model, 0
+        except Unanswered as error:
+            told, name, wait = error.detail, error.problem, error.wait or 0
+        assert told.encode() is not None
+        assert name
+        assert name.isprintable()
+        assert wait >= 0
+
+
+LINES = st.fixed_dictionaries(
+    {},
+    optional={"key": st.sampled_from(["k", "l"]) | JSON, "raw": st.lists(st.sampled_from([GOOD, "x"]) | JSON) | JSON}
+    | dict.fromkeys(("model", "decoding", "problem", "id"), st.just("m") | JSON),
+)
+
+
+@given(
+    lines=st.lists(
+        LINES.map(lambda line: json.dumps(line).encode()) | JSON.map(lambda v: json.dumps(v).encode()) | st.binary()
+    )
+)
+def test_any_file_of_answers_is_read(tmp_path, lines):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    for verdict, model, decoding in AnswerFile(path).verdicts().values():
+        check_verdict(verdict)
+        assert isinstance(model, str)
+        assert isinstance(decoding, str)
 
 
 @pytest.mark.parametrize(
@@ -431,14 +592,17 @@ def test_the_key_goes_into_one_header_and_nowhere_else(tmp_path, monkeypatch):
     def script(body):
         if "খারাপ 0" in body["messages"][1]["content"]:
             return 401, {"error": "wrong key sk-very-secret"}, {}
-        return "sk-very-secret"
+        if "খারাপ 1" in body["messages"][1]["content"]:
+            return 401, ("x" * 494 + "sk-very-secret").encode(), {}
+        return 200, {"model": "m-sk-very-secret", "choices": [{"message": {"content": fair(body)}}]}, {}
 
     with serving(script) as server:
-        told = judged(server.url, tmp_path, count=2)
+        told = judged(server.url, tmp_path)
     assert {headers["authorization"] for _, headers, _ in server.seen} == {"Bearer sk-very-secret"}
     assert "secret" not in json.dumps(told)
     written = (tmp_path / "answers.jsonl").read_text()
     assert "secret" not in written
+    assert "sk-v" not in written
     assert "wrong key [key]" in written
     monkeypatch.delenv("BNFT_JUDGE_KEY")
     with serving(fair) as server:
@@ -476,6 +640,9 @@ def test_a_server_that_lists_no_model(tmp_path):
         ("127.0.0.1:8000", "no URL"),
         ("ftp://x/v1", "no URL"),
         ("http://", "no URL"),
+        ("http://host:sk-secret/v1", "no URL"),
+        ("http://host:0/v1", "no URL"),
+        ("http://[::1/v1", "no URL"),
         ("http://me:sk-secret@host/v1", "BNFT_JUDGE_KEY"),
         ("http://host/v1?api-key=sk-secret", "BNFT_JUDGE_KEY"),
     ],

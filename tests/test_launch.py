@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,3 +204,30 @@ def test_plain_train_py_uses_both_gpus(tmp_path, capfd):
     record = json.loads((folder / "run.json").read_text())
     assert (record["placement"], record["processes"]) == ("ddp", min(4, torch.cuda.device_count()))
     assert capfd.readouterr().out.count("recipe: smoke") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
+def test_a_worker_ends_with_a_parent_that_was_killed():
+    """The pool of `--calibrate`: its worker holds a model, and would wait for work from nobody for ever."""
+    code = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from bnft.launch import end_with_parent
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(worker)
+
+
+def _runs(process):
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -222,6 +222,30 @@ def test_the_16_bit_base_behind_a_4_bit_one_is_found_and_told(tiny, tmp_path):
         sixteen_bit_base(ModelSource("x", str(other)), None, told.append)
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "neither config.json"),
+        ({"config.json": '{"model_type": "llama"}'}, "holds no weights"),
+        ({"config.json": "{", "model.safetensors": ""}, "cannot read"),
+    ],
+)
+def test_a_base_that_is_no_model_is_refused_by_its_name(tiny, tmp_path, files, said):
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    for name, content in files.items():
+        (asked / name).write_text(content)
+    with pytest.raises(UserError, match=said) as caught:
+        sixteen_bit_base(ModelSource("x", str(tiny.base)), str(asked), print)
+    assert str(asked) in caught.value.message
+
+
+def test_an_adapter_is_no_base(tiny, tmp_path):
+    adapter = make_adapter(tiny.base, tmp_path / "adapter")
+    with pytest.raises(UserError, match="is an adapter"):
+        sixteen_bit_base(ModelSource("x", str(tiny.base)), str(adapter), print)
+
+
 def test_a_disk_that_is_too_small_is_told_before_writing(tiny, tmp_path, monkeypatch):
     adapter = make_adapter(tiny.base, tmp_path / "adapter")
     monkeypatch.setattr(merging, "LEAST_FREE", 2**60)
@@ -236,6 +260,24 @@ def test_a_damaged_base_is_told(tiny, tmp_path):
     with (base / "model.safetensors").open("r+b") as file:
         file.truncate(100_000)
     assert "cut short" in refused(base, adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 16]},  # fewer bytes than its shape asks for
+        {"dtype": "F32", "shape": [2, 2], "data_offsets": [-4, 16]},
+        {"dtype": "F32", "shape": [2, 1], "data_offsets": [8, 16]},  # bytes that belong to no tensor
+        {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [0]},
+    ],
+)
+def test_a_directory_that_contradicts_its_file_is_told(tmp_path, entry):
+    header = json.dumps({"w": entry}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(UserError, match=r"damaged|cannot read"):
+        tensor_files.TensorFile(path)
 
 
 # The high-water mark of the process, begun anew: ru_maxrss would hold that of the process which started it.

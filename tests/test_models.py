@@ -106,6 +106,13 @@ def test_a_folder_that_is_no_model(tmp_path, files, message):
     assert message in refusal(tmp_path)
 
 
+def test_the_folder_of_all_runs_is_no_model_and_names_one(tmp_path):
+    (tmp_path / "mine" / "lora_model").mkdir(parents=True)
+    with pytest.raises(UserError) as caught:
+        find_model(str(tmp_path))
+    assert caught.value.hint == f"Name a run in it: {tmp_path / 'mine'}"
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all" * 99, b"GGUF\x03\x00\x00\x00" + b"\xff" * 64])
 def test_a_damaged_gguf_file_leaves_nothing_behind(cache, tmp_path, content):
     path = tmp_path / "model.gguf"

@@ -133,11 +133,12 @@ def test_an_output_folder_that_is_a_file(tmp_path, inside):
     assert file.read_text() == "mine"
 
 
-def test_a_folder_that_is_no_run_names_those_beside_it(tmp_path):
+@pytest.mark.parametrize("named", ["two", ""], ids=["beside it", "in it"])
+def test_a_folder_that_is_no_run_names_those_nearby(tmp_path, named):
     RunDirectory.create(tmp_path, "one").path("config.yaml").write_text("")
     with pytest.raises(UserError, match=r"no config\.yaml in it") as caught:
-        RunDirectory.open(tmp_path / "two")
-    assert "one" in caught.value.hint
+        RunDirectory.open(tmp_path / named)
+    assert str(tmp_path / "one") in caught.value.hint
     assert RunDirectory.open(tmp_path / "one").folder == tmp_path / "one"
 
 

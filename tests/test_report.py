@@ -18,6 +18,7 @@ from bnft.judge import summary
 from bnft.judge_form import SIDES, Item, Ratings, Verdict
 from bnft.metrics import Likelihood, Reply, compare, score_likelihood, score_replies
 from bnft.rating_form import QUESTIONS
+from bnft.rating_store import SYSTEMS
 from bnft.rating_summary import record_summary
 from bnft.records import RunDirectory
 from bnft.report import main
@@ -379,6 +380,20 @@ def test_damaged_opinions_are_named(outputs):
     human, _, problems = opinions_of(read_runs(outputs).runs[0])
     assert human is None
     assert "people's ratings in metrics.json is damaged" in problems[0]
+
+
+def test_an_opinion_that_lacks_what_the_page_tells_is_named(outputs):
+    table = {"alpha": None}
+    human = {
+        "scores": {system: {q.key: None for q in QUESTIONS} for system in SYSTEMS},
+        "agreement": dict.fromkeys((*(q.key for q in QUESTIONS), "preference"), table),
+        "self_agreement": {"pairs": 0},
+        "preferences": [],
+    }
+    edit(outputs / "smoke-a" / "metrics.json", lambda m: m.update(human=human, judge={"what": "x", "rows": {}}))
+    *opinions, problems = opinions_of(read_runs(outputs).runs[0])
+    assert opinions == [None, None]
+    assert ["'raters'" in problems[0], "'answered'" in problems[1]] == [True, True]
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnft import report_runs
+from bnft.card import render
 from bnft.config import resolve
 from bnft.errors import UserError
 from bnft.evaluation import Evaluation, Row
@@ -19,7 +20,7 @@ from bnft.records import RESPONSES, RunDirectory
 from bnft.results import JUDGE, METRICS, SHOWN, Outcome, fingerprint, print_results, read_metrics, read_responses
 from bnft.run_facts import read_run
 from tests.conftest import kept_or_refused
-from tests.test_card import write_run
+from tests.test_card import FACTS, write_run
 from tests.test_report import write_run as write_measured
 
 
@@ -115,6 +116,8 @@ def test_replies_are_known_again_after_a_spreadsheet_and_refused_once_changed(me
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(rows)
     assert len(read_responses(measured)) == len(rows) - 1
+    path.write_text("\ufeff" + path.read_text(encoding="utf-8"), encoding="utf-8")  # as Excel saves "CSV UTF-8"
+    assert len(read_responses(measured)) == len(rows) - 1
     path.write_text(path.read_text(encoding="utf-8").replace("শুনছি", "শুনছ", 1), encoding="utf-8")
     with pytest.raises(UserError, match="a reply has changed since"):
         read_responses(measured)
@@ -171,7 +174,7 @@ def test_a_record_of_another_form_is_refused_or_read_never_stumbled_over(tmp_pat
     there[last] = data.draw(st.sampled_from([None, [], {}, "", "x", -1, 2.5, True, [[]], {"": 1}]))
     try:
         (run / name).write_text(json.dumps(record[""]))
-        card, said = kept_or_refused(read_run, run, resolve("smoke", {})[0])
+        card, said = kept_or_refused(render, "merged", run, resolve("smoke", {})[0], FACTS)
         assert card or said
         told, said = kept_or_refused(report_runs.read_run, run)
         assert told or said

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
@@ -78,6 +80,40 @@ def test_a_prompt_of_several_chunks_is_read_as_one(engine, tiny_model, tiny_toke
     expected = whole(tiny_tokenizer, generated(tiny_model, prompt, 8, do_sample=False))
     *_, last = engine.stream(prompt, Sampling(8, 0.0, 1.0, 1.0))
     assert drop_torn_tail(last.text) == drop_torn_tail(expected)
+
+
+END = 7
+
+
+@settings(max_examples=max(1, settings().max_examples // 2))  # each token is a pass through the model
+@given(
+    ids=st.lists(st.integers(0, 1 << 20), min_size=1, max_size=10), limit=st.integers(1, 12), stop_at=st.integers(1, 14)
+)
+def test_any_tokens_that_a_model_may_draw_are_told_as_they_are(
+    tiny_model, tiny_tokenizer, monkeypatch, ids, limit, stop_at
+):
+    """Whatever is drawn, the text grows to the tokenizer's decode, and an end of any kind takes back nothing."""
+    drawn = iter([token % tiny_model.config.vocab_size for token in ids] + [END])
+    monkeypatch.setattr(_Chooser, "choose", lambda self, hidden: next(drawn))
+    tokens = [token % tiny_model.config.vocab_size for token in ids]
+    tokens = tokens[: tokens.index(END)] if END in tokens else tokens
+    stop, pieces = threading.Event(), []
+    for piece in Engine(tiny_model, tiny_tokenizer, [END], quick=False).stream(
+        [1], Sampling(limit, 0.0, 1.0, 1.0), stop
+    ):
+        pieces.append(piece)
+        if piece.tokens == stop_at:
+            stop.set()
+    assert all(later.text.startswith(piece.text) for piece, later in pairwise(pieces))
+    assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    last = pieces[-1]
+    expected = whole(tiny_tokenizer, tokens[: last.tokens])
+    if last.finish_reason == "stop":
+        assert (last.text, last.tokens) == (expected, len(tokens))
+    else:
+        assert expected.startswith(last.text)
+        assert drop_torn_tail(last.text) == drop_torn_tail(expected)
+        assert last.tokens == min(limit, stop_at if stop_at < limit else limit)
 
 
 def test_an_end_token_ends_the_reply_and_is_not_in_it(tiny_model, tiny_tokenizer, prompt):

@@ -125,7 +125,16 @@ def test_what_is_said_about_the_model():
     assert "<code>python train.py</code>" in about(About("x", train_command="python train.py"), "bn")
 
 
-@pytest.mark.parametrize("metrics", [None, {}, {"base": {}, "tuned": {}}, {"base": METRICS["base"]}])
+def with_value(number):
+    return {system: {"chrf++": {"value": 1.0, "n": 2} | number} for system in METRICS}
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [None, {}, {"base": {}, "tuned": {}}, {"base": METRICS["base"]}]
+    # what JSON from anywhere may hold, as Python reads it
+    + [with_value(number) for number in ({"n": float("inf")}, {"n": float("nan")}, {"value": 10**400}, {"n": "2"})],
+)
 def test_no_numbers_no_line(metrics):
     assert measured(metrics, "bn") == ""
 
