@@ -120,7 +120,7 @@ def estimate_speeds(
     if gpu is None:
         products, bandwidth, launching = cpu_rate(), CPU_GB_A_SECOND * 1e9, 0.0
         rate, decoding_rate = SUSTAINED_ON_CPU * products, DECODING_ON_CPU * products
-        source = f"CPU at {products / 1e9:.0f} GFLOP/s"
+        source = f"CPU at {products / 1e9:.3g} GFLOP/s"
     else:
         name, capability = gpu
         peak, bandwidth = next((figures for known, figures in GPUS.items() if known in name), UNKNOWN_GPU)
