@@ -13,7 +13,6 @@ none begins after --seconds. --small runs every line with a tiny model, on a CPU
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import os
@@ -30,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import transformers
 
+from benchmarks.like_a_t4 import like_a_t4
 from benchmarks.random_8b import llama_8b, packed_model, with_adapter
 from bnft.batch_generation import BatchWriter, Job
 from bnft.batching import FAILURES
@@ -42,7 +42,6 @@ from bnft.prompts import chat_template
 from bnft.settings import RunConfig
 
 GIB = 2**30
-T4_BYTES = 14.74 * GIB
 ON_GPU = torch.cuda.is_available()
 
 
@@ -50,21 +49,6 @@ ON_GPU = torch.cuda.is_available()
 class Talk:
     id: str
     messages: tuple[dict, ...]
-
-
-@contextlib.contextmanager
-def like_a_t4():
-    """A cap on memory and no flash kernels; on a CPU nothing changes."""
-    if ON_GPU:
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(T4_BYTES / torch.cuda.get_device_properties(0).total_memory)
-        torch.backends.cuda.enable_flash_sdp(False)
-    try:
-        yield
-    finally:
-        if ON_GPU:
-            torch.backends.cuda.enable_flash_sdp(True)
-            torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def timed(work) -> tuple[float, dict]:

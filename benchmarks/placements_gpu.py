@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train_gpu
+from like_a_t4 import like_a_t4
 from train_gpu import LONGEST, STEP_ROWS, WARM_UP
 
 WAYS = {
@@ -34,9 +35,7 @@ def measure(options) -> None:
     from bnft.world import current_world, joined
 
     world = current_world()
-    with joined(world):
-        if options.emulate:
-            train_gpu.emulate_t4()
+    with joined(world), like_a_t4(options.emulate):
         choose_strategy(options.strategy)
         import torch
         from torch import distributed

@@ -19,6 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from like_a_t4 import like_a_t4
+
 STEP_ROWS, MEAN, LONGEST, WARM_UP = 16, 303, 2020, 3
 RECIPES = {
     "seed": "Unsloth, batch 2 x 8, padded",
@@ -26,7 +28,6 @@ RECIPES = {
     "unsloth": "this program, Unsloth, packed",
     "peft": "this program, PEFT, packed",
 }
-T4_GIB = 14.74
 
 
 def make_rows(count: int, distinct: int, longest: int = LONGEST) -> list[dict]:
@@ -42,17 +43,6 @@ def make_rows(count: int, distinct: int, longest: int = LONGEST) -> list[dict]:
         prompt = length * 2 // 5
         rows.append({"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]})
     return rows
-
-
-def emulate_t4() -> None:
-    """float16, a T4's memory, no FlashAttention."""
-    import torch
-
-    for gpu in range(torch.cuda.device_count()):
-        total = torch.cuda.get_device_properties(gpu).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(T4_GIB / total, gpu)
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def clock():
@@ -212,8 +202,6 @@ def measure(options) -> dict:
         choose_strategy("unsloth")  # its import comes before torch's other users
     import torch
 
-    if options.emulate:
-        emulate_t4()
     rows = make_rows(options.steps * STEP_ROWS, options.distinct, options.longest)
     make = {"seed": (padded, True), "trl": (padded, False), "unsloth": (ours, "unsloth"), "peft": (ours, "peft")}
     build, argument = make[options.recipe]
@@ -284,7 +272,7 @@ def main() -> None:
     options = read_options(build_parser())
     options.parallel = "single"
     if options.recipe:
-        with tempfile.TemporaryDirectory() as options.scratch:
+        with tempfile.TemporaryDirectory() as options.scratch, like_a_t4(options.emulate):
             print("RESULT " + json.dumps(measure(options)), flush=True)
         return
     make_model_unless_there(options)

@@ -38,9 +38,7 @@ def calibrate(config: RunConfig, splits: dict[str, Sequence], placement: Placeme
         UserError: whatever the training itself would raise.
     """
     plan = make_plan(config, placement, splits, [int(gpu.gib * GIB) for gpu in placement.gpus])
-    settings = config
-    if plan and plan.checkpointing == "none":
-        settings = config.replace("train.gradient_checkpointing", "none")
+    settings = plan.applied_to(config) if plan else config
     print(f"measuring {STEPS} steps of the real training", flush=True)
     # A fresh process: its peak memory is its own, and nothing of it stays on a GPU.
     way = "layers" if placement.way == "layers" else "single"

@@ -209,7 +209,7 @@ def flash_runs(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def _grouped() -> dict[str, bool]:
-    """How `varlen_attn` is told that query heads share keys: from torch 2.12 on, before it took that as it came."""
+    """How `varlen_attn` is told that query heads share keys; torch 2.11 took that as it came, 2.13 wants to be told."""
     return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 

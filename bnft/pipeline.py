@@ -170,9 +170,9 @@ class Pipeline:
 
     def _train(self, splits: dict[str, list], checkpoint: Path | None) -> None:
         plan = self._plan(splits)
-        config = self.config
-        if plan and plan.checkpointing == "none":
-            config = config.replace("train.gradient_checkpointing", "none")
+        config = plan.applied_to(self.config) if plan else self.config
+        if config != self.config:
+            print("gradient checkpointing: none, there is room to keep everything for the backward pass")
         tuner = self._timed("model", lambda: self._placed(config))
         if plan and plan.pass_tokens:
             tuner.pass_tokens = plan.pass_tokens

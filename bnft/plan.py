@@ -97,6 +97,10 @@ class RunPlan:
     seconds: dict[str, float]
     speed: str
 
+    def applied_to(self, config: RunConfig) -> RunConfig:
+        """The settings of the training itself: without gradient checkpointing where the GPUs have room."""
+        return config.replace("train.gradient_checkpointing", "none") if self.checkpointing == "none" else config
+
     def record(self) -> dict:
         """As run.json holds it, with the names of what is measured later."""
         return {

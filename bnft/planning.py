@@ -72,10 +72,10 @@ def _on_gpu() -> bool:
 
 
 def _flash_runs(dtype: str) -> bool:
+    if not _on_gpu():
+        return False
     import torch
 
-    if not torch.cuda.is_available():
-        return False
     from bnft.packing import flash_runs
 
     return flash_runs(torch.device("cuda"), getattr(torch, dtype))

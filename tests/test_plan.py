@@ -106,6 +106,13 @@ def plan(**changes):
     return RunPlan(**fields | changes)
 
 
+@pytest.mark.parametrize(("planned", "trained"), [("none", "none"), ("unsloth", "torch"), ("torch", "torch")])
+def test_the_training_follows_the_plan_where_that_leaves_something_out(planned, trained):
+    """And never turns Unsloth's checkpointing, which the plan tells PEFT's by, into another setting."""
+    config = RunConfig().replace("train.gradient_checkpointing", "torch")
+    assert plan(checkpointing=planned).applied_to(config).train.gradient_checkpointing == trained
+
+
 def test_the_plan_can_be_read():
     text = "\n".join(f"{name} {line}" for name, line in plan().lines())
     for part in (
