@@ -77,13 +77,12 @@ def profiled(path: Path | None):
 
 
 def fitted(config, rows: list[dict], options):
-    """The settings and the most tokens of a pass, as `train.py` plans them for the GPUs' free memory."""
-    import math
-
+    """The settings and the passes, as `train.py` plans them for the GPUs' free memory."""
     from bnft.device_maps import model_facts
+    from bnft.fitting import fit_passes
     from bnft.placement import Placement
     from bnft.plan import find_gpus
-    from bnft.planning import fit_passes, free_now, method_of
+    from bnft.planning import free_now, method_of
     from bnft.world import current_world
 
     gpus = find_gpus() if options.parallel != "single" else find_gpus()[:1]
@@ -92,12 +91,10 @@ def fitted(config, rows: list[dict], options):
     fit = fit_passes(config, model_facts(config), method_of(config), placement, lengths, options.steps, free)
     if fit.method.checkpointing == "none":
         config = config.replace("train.gradient_checkpointing", "none")
-    largest = max(sum(part) for step in fit.parts for part in step)
-    told = fit.pass_tokens or largest
-    peak = max(memory.peak(min(told, largest), max(lengths), STEP_ROWS) for memory in fit.memory) / 2**30
-    again = fit.method.checkpointing
-    print(f"passes of at most {told} tokens, gradient checkpointing {again}, {peak:.2f} GiB planned", flush=True)
-    return config, fit.pass_tokens or math.inf
+    largest, peak = max(tokens for tokens, _, _ in fit.shapes), max(fit.peaks) / 2**30
+    told = f"{fit.method.checkpointing}, {fit.again:.0%} of the layers computed again, {peak:.2f} GiB planned"
+    print(f"passes of at most {largest} tokens, gradient checkpointing {told}", flush=True)
+    return config, fit
 
 
 def ours(options, rows: list[dict], strategy: str):
@@ -121,9 +118,9 @@ def ours(options, rows: list[dict], strategy: str):
         }
         | ({"train.optimizer": "adamw_torch"} if options.tiny else {}),
     )
-    config, pass_tokens = fitted(config, rows, options)
+    config, fit = fitted(config, rows, options)
     tuner = LLAMAFineTuner(config=config)
-    tuner.pass_tokens = options.pass_tokens or pass_tokens
+    tuner.pass_tokens, tuner.room = options.pass_tokens or fit.pass_tokens or float("inf"), fit.room
     callback = clock()
     data = Dataset.from_list(rows)
     splits = {"train": data, "validation": data.select(range(4))}

@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from bnft.evaluation import Evaluator, choose_rows, rows_of
+from bnft.fitting import step_tokens
 from bnft.launch import end_with_parent
 from bnft.memory_plan import GIB
 from bnft.placement import Placement
-from bnft.planning import make_plan, remember_speeds, step_tokens
+from bnft.plan import RunPlan
+from bnft.planning import make_plan, remember_speeds
 from bnft.records import now
 from bnft.settings import RunConfig
 from bnft.speed_plan import Speeds
@@ -44,11 +46,11 @@ def calibrate(config: RunConfig, splits: dict[str, Sequence], placement: Placeme
     way = "layers" if placement.way == "layers" else "single"
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
-        speeds = pool.submit(_measure, settings.replace("train.parallel", way), splits).result()
+        speeds = pool.submit(_measure, settings.replace("train.parallel", way), splits, plan).result()
     remember_speeds(config, placement, speeds)
 
 
-def _measure(config: RunConfig, splits: dict[str, Sequence]) -> Speeds:
+def _measure(config: RunConfig, splits: dict[str, Sequence], plan: RunPlan | None) -> Speeds:
     import torch
 
     from bnft.allocator import keep_freed_memory
@@ -60,6 +62,8 @@ def _measure(config: RunConfig, splits: dict[str, Sequence]) -> Speeds:
     settings = config.model_dump()
     short = RunConfig.model_validate(settings | {"train": settings["train"] | changes})
     tuner = LLAMAFineTuner(config=short, world=World())
+    if plan:
+        tuner.pass_tokens, tuner.room = plan.pass_tokens or math.inf, plan.room
     with tempfile.TemporaryDirectory() as folder:
         result = tuner.train(splits["train"], splits["validation"], folder)
     tokens = step_tokens(config, result.tokens["train"], STEPS)

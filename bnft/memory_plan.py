@@ -103,7 +103,7 @@ class Method:
         element: bytes of a number of the compute type.
         checkpointing: "none", "torch" (layer inputs stay on the GPU) or "unsloth" (they go to the host).
         fused: with Unsloth's kernels.
-        flash: attention over packed rows as they are, without a table (bnft/packing.py).
+        attention: over packed rows as they are, "flash" or "efficient", or over a "table" of them (bnft/packing.py).
         chunk: reply tokens whose logits exist at one time.
     """
 
@@ -114,15 +114,15 @@ class Method:
     optimizer: str = "adamw_8bit"
     checkpointing: str = "torch"
     fused: bool = False
-    flash: bool = False
+    attention: str = "table"
     chunk: int = LOSS_CHUNK
 
     @classmethod
-    def of(cls, config: RunConfig, dtype: str, strategy="peft", on_gpu=True, flash=False) -> Method:
+    def of(cls, config: RunConfig, dtype: str, strategy="peft", on_gpu=True, attention="table") -> Method:
         """Args:
         dtype: the compute type as resolved, "float32", "float16" or "bfloat16".
         strategy: the one that is used; only Unsloth's own checkpointing leaves the GPU.
-        flash: whether the GPU has such attention.
+        attention: what the GPU has for packed rows.
         """
         checkpointing = config.train.gradient_checkpointing
         if checkpointing == "unsloth" and strategy != "unsloth":
@@ -135,7 +135,7 @@ class Method:
             optimizer=config.train.optimizer,
             checkpointing=checkpointing,
             fused=strategy == "unsloth",
-            flash=flash and config.train.packing,
+            attention=attention if config.train.packing else "table",
             chunk=LOSS_CHUNK if on_gpu else CPU_LOSS_CHUNK,
         )
 
@@ -251,18 +251,20 @@ def _layer_bytes(facts: ModelFacts, method: Method) -> tuple[int, int, int]:
     """
     queries, size = facts.heads * facts.head_size, method.element
     plain = 2 * (queries + facts.key_value_heads * facts.head_size) * size  # queries, keys, values, the output
-    # On a GPU with a table keys and values are copied for each query head, on a CPU they need not be.
-    attention = 0 if method.flash else plain if size == 4 else 4 * queries * size
-    flash = plain if method.flash else 0
+    # On a GPU keys and values are copied for each query head, but for FlashAttention; on a CPU they need not be.
+    attended = plain if size == 4 or method.attention == "flash" else 4 * queries * size
+    attention, packed = (attended, 0) if method.attention == "table" else (0, attended)
     if method.fused:  # kept: the stream twice, two norms' outputs, gate and up; held: gradients of the like sizes
         saved, held = 4 * facts.hidden + 2 * facts.intermediate, 3 * facts.hidden + 3 * facts.intermediate
-        return size * saved + flash, size * held, attention
-    inputs = sum(facts.projections[name][0] for name in method.targets if name in facts.projections)
-    # In 16 bit each norm makes a float32 copy, and each adapter casts its input for itself, its gradient back.
+        return size * saved + packed, size * held, attention
+    # In 16 bit each norm makes a float32 copy, and each adapter casts its input for itself, its gradient back; beside
+    # 4-bit matrices adapters take the norms' outputs and what is counted already.
+    own = sum(facts.projections[name][0] for name in method.targets if name in facts.projections)
+    inputs = 2 * facts.hidden if method.four_bit else own
     copies = facts.norms * 4 * facts.hidden + inputs * size if size < 4 else facts.norms * 2 * 4 * facts.hidden
     mlp = 4 * facts.intermediate * size  # gate, its activation, up, their product
     held = 3 * facts.hidden * size + (size + 4) * facts.intermediate  # the stream's gradients, the down projection's
-    return copies + mlp + flash, held, attention
+    return copies + mlp + packed, held, attention
 
 
 def usable(free: int) -> int:
@@ -274,14 +276,6 @@ def fits(facts: ModelFacts, method: Method, way: str, free: Sequence[int], longe
     """Whether a pass with the longest row alone fits into the GPUs' free bytes, placed in this way."""
     parts = memories(facts, method, way, len(free))
     return all(part.peak(longest) <= usable(size) for part, size in zip(parts, free, strict=True))
-
-
-def has_room_for_all(
-    facts: ModelFacts, method: Method, way: str, free: Sequence[int], tokens: int, longest: int, rows: int
-) -> bool:
-    """Whether the GPUs' free bytes take a pass of so many tokens without computing anything again."""
-    parts = memories(facts, replace(method, checkpointing="none"), way, len(free))
-    return all(part.peak(tokens, longest, rows) <= usable(size) for part, size in zip(parts, free, strict=True))
 
 
 def token_budget(memory: Memory, free: int, longest: int, rows: int, most: int) -> int:

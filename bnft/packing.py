@@ -1,9 +1,10 @@
 """Conversations of different lengths in one forward pass: side by side without padding, each seeing only itself.
 
 Everything but the attention works on single tokens, so a pass runs over the rows' tokens one after the other. The
-attention takes PyTorch's FlashAttention for rows of different lengths where there is one (16 bit, from Ampere on).
-Elsewhere, on a T4 and on CPUs, the rows are laid under one another for it and filled up at their ends, where causal
-attention never looks. So no kernel beyond PyTorch's own is needed, and the numbers are those of the rows by themselves.
+attention takes PyTorch's FlashAttention for rows of different lengths where there is one (16 bit, from Ampere on), and
+its memory-efficient attention on other GPUs, such as a T4. On CPUs the rows are laid under one another for it and
+filled up at their ends, where causal attention never looks. So no kernel beyond PyTorch's own is needed, and the
+numbers are those of the rows by themselves.
 Knows nothing about losses, optimizers or where rows come from.
 """
 
@@ -30,6 +31,8 @@ except ImportError:  # before torch 2.10
 
 _ATTENTION = "bnft_packed"
 _FLASH_SIZE = 256  # of a head, at most
+_ALIGNED = 8  # numbers: what the memory-efficient kernel wants a head's size to be a multiple of
+_CAUSAL = 1  # its custom_mask_type
 
 
 class Packer(Protocol):
@@ -175,36 +178,61 @@ def _attention(
     query, key, value, layout: Layout, scale: float | None = None, dropout: float = 0.0, window: int | None = None
 ) -> torch.Tensor:
     """Causal attention of packed rows, (1, heads, tokens, size) each -> (1, tokens, heads, size)."""
-    if flash_runs(query.device, query.dtype) and query.shape[-1] <= _FLASH_SIZE and not dropout:
+    kernel = "table" if dropout else attention_kernel(query.device, query.dtype, query.shape[-1])
+    groups = query.shape[1] // key.shape[1]
+    if kernel == "flash":
         packed = (part[0].transpose(0, 1) for part in (query, key, value))
         seen = (window - 1 if window else -1, 0)
         borders = (layout.borders, layout.borders, layout.width, layout.width)
         return varlen_attn(*packed, *borders, scale=scale, window_size=seen, **_grouped())[None]
+    if groups > 1:  # PyTorch's other fast kernels know no grouped heads
+        key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
+    windowed = bool(window and layout.width > window)
+    if kernel == "efficient" and not windowed:
+        return _efficient_attention(*(part.transpose(1, 2) for part in (query, key, value)), layout, scale)
     mask = None
-    if window and layout.width > window:
+    if windowed:
         steps = torch.arange(layout.width, device=query.device)
         behind = steps[:, None] - steps
         mask = ((behind >= 0) & (behind < window))[None, None]
-    groups = query.shape[1] // key.shape[1]
     if layout.rows > 1:
         query, key, value = (layout.spread(part) for part in (query, key, value))
-    if groups > 1:  # PyTorch's fast kernels but FlashAttention know no grouped heads
-        key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
     output = scaled_dot_product_attention(
         query, key, value, mask, dropout, is_causal=mask is None, scale=scale
     ).transpose(1, 2)
     return layout.gather(output) if layout.rows > 1 else output
 
 
-def flash_runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PyTorch has FlashAttention for rows of different lengths here: not on a T4."""
-    return (
-        varlen_attn is not None
-        and device.type == "cuda"
-        and dtype in (torch.float16, torch.bfloat16)
-        and torch.backends.cuda.flash_sdp_enabled()
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
+def _efficient_attention(query, key, value, layout: Layout, scale: float | None) -> torch.Tensor:
+    """The kernel that PyTorch's own nested tensors call; (1, tokens, heads, size) each, and back."""
+    return torch.ops.aten._efficient_attention_forward(
+        query,
+        key,
+        value,
+        None,
+        layout.borders,
+        layout.borders,
+        layout.width,
+        layout.width,
+        0.0,
+        _CAUSAL,
+        torch.is_grad_enabled(),
+        scale=scale,
+    )[0]
+
+
+def attention_kernel(device: torch.device, dtype: torch.dtype, size: int = 128) -> str:
+    """What attends over packed rows here: "flash", "efficient" (a T4 has no other), or "table".
+
+    Args:
+        size: of a head.
+    """
+    if device.type != "cuda":
+        return "table"
+    ours = varlen_attn is not None and dtype in (torch.float16, torch.bfloat16) and size <= _FLASH_SIZE
+    if ours and torch.backends.cuda.flash_sdp_enabled() and torch.cuda.get_device_capability(device) >= (8, 0):
+        return "flash"
+    return "efficient" if torch.backends.cuda.mem_efficient_sdp_enabled() and size % _ALIGNED == 0 else "table"
 
 
 @cache

@@ -5,6 +5,7 @@ Composes the rooms; holds no rule of its own about data, training or metrics.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
@@ -174,8 +175,8 @@ class Pipeline:
         if config != self.config:
             print("gradient checkpointing: none, there is room to keep everything for the backward pass")
         tuner = self._timed("model", lambda: self._placed(config))
-        if plan and plan.pass_tokens:
-            tuner.pass_tokens = plan.pass_tokens
+        if plan:
+            tuner.pass_tokens, tuner.room = plan.pass_tokens or math.inf, plan.room
         dtype, reason = resolve_dtype(self.config.model.dtype)
         print(f"dtype: {dtype} ({reason})\nstrategy: {tuner.strategy.name} ({tuner.strategy_reason})")
         self.record |= {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from bnft.errors import UserError
 from bnft.memory_plan import GIB, Memory, Method, ModelFacts, adapter_parameters, fits, memories
+from bnft.room import Room
 from bnft.run_facts import duration
 from bnft.settings import RunConfig
 
@@ -76,6 +77,8 @@ class RunPlan:
         passes: forward and backward passes of them.
         pass_tokens: the most tokens of a pass; None where nothing bounds them.
         checkpointing: "none" where the GPUs hold everything that is kept for the backward pass, else as set.
+        room: in which passes keep what some layers computed; None where all or none of it is.
+        again: share of the layers' work that is done a second time for the backward pass.
         memory: of each GPU, or of the CPU's process.
         peaks: bytes of each GPU.
         host: bytes of a process.
@@ -90,6 +93,8 @@ class RunPlan:
     passes: int
     pass_tokens: int | None
     checkpointing: str
+    room: Room | None
+    again: float
     memory: tuple[Memory, ...]
     peaks: tuple[int, ...]
     host: int
@@ -109,6 +114,7 @@ class RunPlan:
             "passes": self.passes,
             "pass_tokens": self.pass_tokens,
             "gradient_checkpointing": self.checkpointing,
+            "computed_again": round(self.again, 3),
             "gpu_gib": [_gib(peak) for peak in self.peaks],
             "host_gib": _gib(self.host),
             "disk_gib": {name: _gib(size) for name, size in self.disk.items()},
@@ -133,7 +139,7 @@ class RunPlan:
                 "activations and logits": peak - memory.fixed,
             }
             told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-            told += "; nothing is computed again" if self.checkpointing == "none" else ""
+            told += f"; {self.again:.0%} of the layers computed again" if self.again else "; nothing computed again"
             lines.append((f"GPU {number}", f"{peak / GIB:.1f} GiB at most: {told}"))
         disk = f"{_size(self.disk['run'])} for the run, {_size(self.disk['merge'])} more for publish.py to merge it"
         hours = ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())

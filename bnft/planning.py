@@ -10,25 +10,24 @@ import json
 import math
 import resource
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from itertools import count, islice
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bnft.config import cache_dir
 from bnft.cpu_speed import product_rate
 from bnft.data import ProcessedData
 from bnft.device_maps import model_facts, quiet
 from bnft.errors import UserError
-from bnft.memory_plan import GIB, Memory, Method, ModelFacts, has_room_for_all, memories, token_budget
+from bnft.fitting import Fit, fit_passes
+from bnft.memory_plan import GIB, Method, ModelFacts
 from bnft.models import ModelSource, find_model, load_tokenizer, resolve_dtype
 from bnft.placement import Placement, step_rows
 from bnft.plan import RunPlan, check_fits, describe, disk_bytes, host_bytes, optimizer_steps
 from bnft.records import cpu_cores, read_json
 from bnft.settings import RunConfig
 from bnft.speed_plan import Speeds, Work, estimate_speeds, seconds_of
-from bnft.steps import StepSampler, micro_batches, shares
 from bnft.strategies import why_not_unsloth
 from bnft.token_cache import tokenised
 from bnft.whole_files import write_json
@@ -62,7 +61,7 @@ def method_of(config: RunConfig) -> Method:
     """How the strategy that will be used trains here, without importing it."""
     fused = config.train.strategy != "peft" and not why_not_unsloth()
     dtype, _ = resolve_dtype(config.model.dtype)
-    return Method.of(config, dtype, "unsloth" if fused else "peft", _on_gpu(), _flash_runs(dtype))
+    return Method.of(config, dtype, "unsloth" if fused else "peft", _on_gpu(), _attention_kernel(dtype))
 
 
 def _on_gpu() -> bool:
@@ -71,14 +70,12 @@ def _on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _flash_runs(dtype: str) -> bool:
-    if not _on_gpu():
-        return False
+def _attention_kernel(dtype: str) -> str:
     import torch
 
-    from bnft.packing import flash_runs
+    from bnft.packing import attention_kernel
 
-    return flash_runs(torch.device("cuda"), getattr(torch, dtype))
+    return attention_kernel(torch.device("cuda" if _on_gpu() else "cpu"), getattr(torch, dtype))
 
 
 def _all_of(placement: Placement) -> list[int]:
@@ -120,16 +117,14 @@ def make_plan(
     check_fits(config, facts, method, placement.way, list(free), max(lengths))
 
     steps = optimizer_steps(config, len(lengths))
-    method, parts, memory, bound = fit_passes(config, facts, method, placement, lengths, steps, free)
-    most = step_rows(config) if bound else config.train.batch_size
-    passes = [[_shapes(part, bound or math.inf, most, config.train.packing) for part in step] for step in parts]
-    peaks = tuple(max(_peak(part, shape) for step in passes for own in step for shape in own) for part in memory)
-    work = _work(config, splits, lengths, replies, parts)
+    fit = fit_passes(config, facts, method, placement, lengths, steps, free)
+    method = fit.method
+    work = _work(config, splits, lengths, replies, fit)
     gpu = placement.gpus[0] if placement.gpus else None
     about = (gpu.name, gpu.capability) if gpu else None
     speeds = known_speeds(config, placement)
     files = _tokenizer_files(source)
-    tokens = math.ceil(work.tokens / len(parts) / step_rows(config) * config.train.batch_size)
+    tokens = math.ceil(work.tokens / steps / step_rows(config) * config.train.batch_size)
     speeds = speeds or estimate_speeds(
         facts,
         method,
@@ -142,65 +137,18 @@ def make_plan(
         steps=steps,
         longest=max(lengths),
         tokens=work.tokens,
-        passes=sum(len(own) for step in passes for own in step),
-        pass_tokens=bound,
+        passes=len(fit.shapes),
+        pass_tokens=fit.pass_tokens,
         checkpointing=method.checkpointing,
-        memory=tuple(memory) if gpu else (),
-        peaks=peaks if gpu else (),
-        host=max(speeds.host, host_bytes(facts, method, peaks[0], gpu is not None, bound or 0, files)),
+        room=fit.room,
+        again=fit.again,
+        memory=tuple(fit.memory) if gpu else (),
+        peaks=fit.peaks if gpu else (),
+        host=max(speeds.host, host_bytes(facts, method, fit.peaks[0], gpu is not None, fit.pass_tokens or 0, files)),
         disk=_disk(config, facts, method, splits, files, steps),
         seconds=seconds_of(work, speeds, placement.processes),
         speed=speeds.source,
     )
-
-
-class Fit(NamedTuple):
-    """How a GPU's memory is used.
-
-    Attributes:
-        method: without gradient checkpointing where there is room for that.
-        parts: for each optimizer step each process' conversations, by their lengths.
-        memory: of each GPU.
-        pass_tokens: the most tokens of a pass that all GPUs have room for; None where the settings alone bound it.
-    """
-
-    method: Method
-    parts: list[list[list[int]]]
-    memory: list[Memory]
-    pass_tokens: int | None
-
-
-def fit_passes(
-    config: RunConfig,
-    facts: ModelFacts,
-    method: Method,
-    placement: Placement,
-    lengths: Sequence[int],
-    steps: int,
-    free: Sequence[int],
-) -> Fit:
-    """Passes as large as GPUs take them: first whole steps, then steps of which nothing is computed again.
-
-    Args:
-        lengths: tokens of each conversation.
-        free: bytes of each GPU.
-    """
-    parts = list(islice(_steps(config, lengths, placement.processes), steps))
-    if not (free and config.train.fit_batch):
-        return Fit(method, parts, memories(facts, method, placement.way, max(1, len(free))), None)
-    own = [part for step in parts for part in step if part]
-    most, rows = max(map(sum, own)), max(map(len, own))
-    widest = most if config.train.packing else max(max(part) * len(part) for part in own)
-    if placement.way != "fsdp" and has_room_for_all(facts, method, placement.way, free, widest, max(lengths), rows):
-        method = replace(method, checkpointing="none")
-    memory = memories(facts, method, placement.way, len(free))
-    budgets = [token_budget(part, size, max(lengths), rows, most) for part, size in zip(memory, free, strict=True)]
-    return Fit(method, parts, memory, min(budgets))
-
-
-def step_tokens(config: RunConfig, lengths: Sequence[int], steps: int) -> list[int]:
-    """Tokens of the first optimizer steps of the run."""
-    return [sum(sum(part) for part in step) for step in islice(_steps(config, lengths, 1), steps)]
 
 
 def _tokenizer_files(source: ModelSource) -> int:
@@ -216,31 +164,8 @@ def _disk(
     return disk_bytes(facts, method, min(made, config.train.keep_checkpoints), tokenizer, text)
 
 
-def _steps(config: RunConfig, lengths: Sequence[int], processes: int) -> Iterator[list[list[int]]]:
-    """For each optimizer step each process' conversations, by their lengths: as the trainer takes them."""
-    sampler = StepSampler(len(lengths), step_rows(config), config.seed)
-    for epoch in count():
-        sampler.set_epoch(epoch)
-        for step in sampler:
-            taken = [lengths[i] for i in step]
-            yield [[taken[i] for i in part] for part in shares(taken, processes)]
-
-
-def _shapes(lengths: Sequence[int], tokens: float, rows: int, packing: bool) -> list[tuple[int, int, int]]:
-    """(tokens, longest, rows) of each pass."""
-    shapes = []
-    for part in micro_batches(lengths, tokens, rows, padded=not packing):
-        longest = max(lengths[i] for i in part)
-        shapes.append((sum(lengths[i] for i in part) if packing else longest * len(part), longest, len(part)))
-    return shapes
-
-
-def _peak(memory: Memory, shape: tuple[int, int, int]) -> int:
-    return memory.peak(*shape)
-
-
-def _work(config: RunConfig, splits: dict, lengths: Sequence[int], own_replies: int, parts: Sequence) -> Work:
-    mean, steps, asked = sum(lengths) / len(lengths), len(parts), config.train.validation_samples
+def _work(config: RunConfig, splits: dict, lengths: Sequence[int], own_replies: int, fit: Fit) -> Work:
+    mean, steps, asked = sum(lengths) / len(lengths), len(fit.parts), config.train.validation_samples
     validated = len(splits["validation"]) if asked == "all" else min(asked, len(splits["validation"]))
     exchanges = sum(len(c.messages) // 2 for c in splits["test"])
     samples = config.eval.samples
@@ -248,8 +173,9 @@ def _work(config: RunConfig, splits: dict, lengths: Sequence[int], own_replies: 
     tested, reply_share = round(len(splits["test"]) * mean), own_replies / sum(lengths)
     return Work(
         steps=steps,
-        tokens=sum(sum(part) for step in parts for part in step),
+        tokens=sum(sum(part) for step in fit.parts for part in step),
         reply_share=reply_share,
+        again=fit.again,
         read=round(steps // config.train.eval_steps * validated * mean),
         tested=tested,
         replies=replies,

@@ -48,6 +48,7 @@ class Work:
     Attributes:
         tokens: of all optimizer steps together.
         reply_share: share of tokens that carry loss.
+        again: share of the layers' work that gradient checkpointing does a second time.
         read: tokens of all validations together.
         tested: tokens of the test split, read once by the base and once by the tuned model.
         replies: conversations that are replied to, by each of the two.
@@ -59,6 +60,7 @@ class Work:
     steps: int
     tokens: int
     reply_share: float
+    again: float
     read: int
     tested: int
     replies: int
@@ -88,16 +90,15 @@ class Speeds:
         return replace(self, training=self.training * together)
 
 
-def operations(facts: ModelFacts, method: Method, reply_share: float) -> tuple[float, float]:
+def operations(facts: ModelFacts, reply_share: float, again: float) -> tuple[float, float]:
     """Floating-point operations of a token in training and in reading.
 
-    2 a parameter forwards, 2 backwards, 2 for what is computed again (https://arxiv.org/abs/2001.08361, frozen weights
-    have no gradient of their own); the head for reply tokens alone, never again. Attention's scores are left out: less
-    than a twentieth at 1,000 tokens.
+    2 a parameter forwards, 2 backwards, 2 for the share `again` (https://arxiv.org/abs/2001.08361, frozen weights have
+    no gradient of their own); the head for reply tokens alone, never again. Attention's scores are left out: less than
+    a twentieth at 1,000 tokens.
     """
     layers, head = facts.layers * facts.layer_parameters, reply_share * facts.embedding_parameters
-    again = 4 if method.checkpointing == "none" else 6
-    return again * layers + 4 * head, 2 * (layers + head)
+    return (4 + 2 * again) * layers + 4 * head, 2 * (layers + head)
 
 
 def estimate_speeds(
@@ -115,7 +116,7 @@ def estimate_speeds(
         processes: how many train together; evaluation is the work of one.
         cpu_rate: measures operations a second of the CPU's products; called only where there is no GPU.
     """
-    training, reading = operations(facts, method, work.reply_share)
+    training, reading = operations(facts, work.reply_share, work.again)
     weights = facts.parameters * method.element
     if gpu is None:
         products, bandwidth, launching = cpu_rate(), CPU_GB_A_SECOND * 1e9, 0.0

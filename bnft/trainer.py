@@ -9,7 +9,8 @@ Knows nothing about settings files, stops or saving.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,8 +21,10 @@ from bnft.errors import UserError
 from bnft.packing import Packer
 from bnft.prompts import IGNORED
 from bnft.reply_loss import reply_log_likelihoods
+from bnft.room import Room, shape_of
 from bnft.sharding import even_out, is_sharded
 from bnft.steps import StepSampler, micro_batches, shares
+from bnft.streaming import causal_part
 from bnft.world import World, any_over, sum_over
 
 
@@ -46,15 +49,27 @@ class StepTrainer(SFTTrainer):
         packer: how rows share a pass.
         step_rows: conversations of one optimizer step, over all processes.
         pass_rows, pass_tokens: bounds of one pass.
+        room: where some layers need not be computed again for the backward pass.
         world: the processes that train together.
 
     Attributes:
-        halved: where memory ran out: the step, and the tokens of a pass before and after.
+        halved: where memory ran out: the step, and the tokens of a pass before and after; the same where layers that
+            kept their activations are computed again from there on.
     """
 
-    def __init__(self, *, packer: Packer, step_rows: int, pass_rows: int, pass_tokens: float, world: World, **kwargs):
+    def __init__(
+        self,
+        *,
+        packer: Packer,
+        step_rows: int,
+        pass_rows: int,
+        pass_tokens: float,
+        world: World,
+        room: Room | None = None,
+        **kwargs,
+    ):
         self.packer, self.step_rows, self.world = packer, step_rows, world
-        self.pass_rows, self.pass_tokens = pass_rows, pass_tokens
+        self.pass_rows, self.pass_tokens, self.room = pass_rows, pass_tokens, room
         self.sharded = is_sharded(kwargs["model"])
         self.halved: list[dict] = []
         trained = [(parameter, parameter.data) for parameter in kwargs["model"].parameters() if parameter.requires_grad]
@@ -98,10 +113,14 @@ class StepTrainer(SFTTrainer):
         return torch.as_tensor(loss * self.world.size, device=self.args.device)
 
     def _backward(self, rows: Sequence[dict], scored: int) -> torch.Tensor:
-        with self.accelerator.autocast():
-            loss = -reply_log_likelihoods(self.model, **self._inputs(rows)).sum() / scored
-        self.accelerator.backward(loss)
+        with _keeping(self.model, self._kept_layers([len(row["input_ids"]) for row in rows])):
+            with self.accelerator.autocast():
+                loss = -reply_log_likelihoods(self.model, **self._inputs(rows)).sum() / scored
+            self.accelerator.backward(loss)
         return loss.detach()
+
+    def _kept_layers(self, lengths: Sequence[int]) -> int:
+        return self.room.kept_layers(shape_of(lengths, packed=not self.packer.padded)) if self.room else 0
 
     def _inputs(self, rows: Sequence[dict]) -> dict:
         return self.packer.inputs(rows, self.args.device)
@@ -148,6 +167,8 @@ class StepTrainer(SFTTrainer):
             self.model.zero_grad(set_to_none=True)
             largest = max((sum(lengths[i] for i in part) for part in parts), default=0)
             single = total is None and max(map(len, parts)) == 1
+            if together and self._keeps_less(parts, lengths, largest):
+                continue
             if any_over(single, world):
                 raise UserError(
                     f"out of memory at step {self.state.global_step + 1}, with one conversation of {max(lengths)} "
@@ -157,16 +178,26 @@ class StepTrainer(SFTTrainer):
                 )
             self._halve(largest)
 
+    def _keeps_less(self, parts: Sequence[Sequence[int]], lengths: Sequence[int], largest: int) -> bool:
+        """Whether layers of these passes kept what some of them compute again from here on, which makes room."""
+        if not any(self._kept_layers([lengths[i] for i in part]) for part in parts):
+            return False
+        self.room = self.room.smaller()
+        self._note(largest, largest, "fewer layers keep what the backward pass needs from here on")
+        return True
+
     def _halve(self, largest: int) -> None:
+        self.pass_tokens = largest // 2
+        told = f"passes of at most {self.pass_tokens} tokens from here on, {largest} before"
+        self._note(largest, self.pass_tokens, told)
+
+    def _note(self, before: int, after: int, told: str) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        before, self.pass_tokens = largest, largest // 2
-        self.halved.append({"step": self.state.global_step + 1, "tokens_before": before, "tokens": self.pass_tokens})
+        step = self.state.global_step + 1
+        self.halved.append({"step": step, "tokens_before": before, "tokens": after})
         if self.world.leads:
-            tqdm.write(
-                f"out of memory at step {self.state.global_step + 1}: passes of at most {self.pass_tokens} tokens "
-                f"from here on, {before} before; the rows of a step stay the same"
-            )
+            tqdm.write(f"out of memory at step {step}: {told}; the rows of a step stay the same")
 
     def _sum_of_passes(self, passes: Sequence[Sequence[dict]], work, bar: bool):
         """None when memory ran out; its tensors are gone by then, since no traceback holds them any more."""
@@ -180,6 +211,20 @@ class StepTrainer(SFTTrainer):
             if self.sharded:  # the others wait in the middle of this pass for its part of a layer
                 raise
             return None
+
+
+@contextmanager
+def _keeping(model, layers: int) -> Iterator[None]:
+    """So many of a model's last layers keep what the backward pass needs, instead of computing it again."""
+    kept = list(causal_part(model).get_decoder().layers)[-layers:] if layers else []
+    before = [layer.gradient_checkpointing for layer in kept]
+    for layer in kept:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer, again in zip(kept, before, strict=True):
+            layer.gradient_checkpointing = again
 
 
 def _as_rows(rows: Sequence[dict]) -> dict:

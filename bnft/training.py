@@ -19,6 +19,7 @@ from bnft.checkpoints import check_belongs, checkpoint_keeper, facts_of, only_nu
 from bnft.errors import Interrupted
 from bnft.manifest import seal
 from bnft.models import ADAPTER_NOTES, OWN_MODELS, adapter_base, find_model
+from bnft.room import Room
 from bnft.settings import RunConfig
 from bnft.stops import Stops
 from bnft.strategies import choose_strategy
@@ -75,6 +76,7 @@ class LLAMAFineTuner:
 
     Attributes:
         pass_tokens: the most tokens of a forward pass on a GPU; no bound unless it is set.
+        room: where a GPU's passes need not compute every layer again; none unless it is set.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class LLAMAFineTuner:
         self.config = config
         self.world = world or current_world()
         self.pass_tokens = math.inf
+        self.room: Room | None = None
         self.strategy, self.strategy_reason = choose_strategy(config.train.strategy)  # first: Unsloth's import is
         self.source = find_model(config.model.name, config.model.revision)
         trainable = self.strategy.prepare(self.source, config)
@@ -204,6 +207,7 @@ class LLAMAFineTuner:
             pass_rows=pass_rows,
             pass_tokens=pass_tokens,
             world=self.world,
+            room=self.room,
             model=self.model,
             args=self._arguments(folder, step_rows),
             train_dataset=datasets["train"],

@@ -25,8 +25,17 @@ LAYERS = {
         "rating_form",
     },
     1: {"prompts", "whole_files", "records", "data", "cleaning", "corpus_files", "splitting", "talks"}
-    | {"metrics", "metric_modules", "plan", "memory_plan", "speed_plan", "cpu_speed", "progress", "plots"}
-    | {"world", "placement", "launch", "model_code"}
+    | {
+        "metrics",
+        "metric_modules",
+        "plan",
+        "memory_plan",
+        "speed_plan",
+        "cpu_speed",
+        "progress",
+        "plots",
+    }
+    | {"room", "fitting", "world", "placement", "launch", "model_code"}
     | {"manifest", "kept_folders", "data_cache", "token_cache", "checkpoints", "steps"}
     | {"crisis_words", "crisis_columns", "crisis_classifier", "safety", "crisis_cards", "counts", "emitter"}
     | {"turns", "conversation", "feedback", "api", "http_guard", "http_limits", "ui_parts", "csv_files"}

@@ -12,8 +12,8 @@ from bnft.packing import (
     PaddedRows,
     _attention,
     _names_behind,
+    attention_kernel,
     difference,
-    flash_runs,
     influence,
 )
 from bnft.prompts import IGNORED
@@ -147,21 +147,29 @@ def test_spreading_and_gathering_come_back(lengths):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")
 @pytest.mark.parametrize("window", [None, 16])
-def test_flash_attention_gives_what_the_table_of_rows_gives(window):
-    """In bfloat16 against float32, forwards and backwards, heads in groups of four."""
+@pytest.mark.parametrize(
+    ("dtype", "kernel"), [(torch.bfloat16, "flash"), (torch.float16, "efficient"), (torch.float32, "efficient")]
+)
+def test_the_kernels_give_what_the_table_of_rows_gives(dtype, kernel, window, monkeypatch):
+    """Against float32, forwards and backwards, heads in groups of four; without FlashAttention, as on a T4, too."""
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", lambda: kernel == "flash")
     lengths = (50, 3, 1, 128)
     layout = Layout.of(lengths, "cuda")
     parts = [torch.randn(1, heads, sum(lengths), 64, device="cuda") for heads in (8, 2, 2)]
     found = []
-    for dtype in (torch.float32, torch.bfloat16):
-        own = [part.detach().clone().to(dtype).requires_grad_() for part in parts]
-        assert flash_runs(own[0].device, dtype) == (dtype == torch.bfloat16)
+    for dtype_, kernel_ in ((torch.float32, "table"), (dtype, kernel)):
+        own = [part.detach().clone().to(dtype_).requires_grad_() for part in parts]
+        if kernel_ == "table":
+            monkeypatch.setattr(torch.backends.cuda, "mem_efficient_sdp_enabled", lambda: False)
+        assert attention_kernel(own[0].device, dtype_) == kernel_
         output = _attention(*own, layout, window=window)
         output.float().square().sum().backward()
         found.append([output.float(), *(part.grad.float() for part in own)])
-    for exact, flash in zip(*found, strict=True):
-        torch.testing.assert_close(flash, exact, atol=0.02 * float(exact.abs().max()), rtol=0)
+        monkeypatch.setattr(torch.backends.cuda, "mem_efficient_sdp_enabled", lambda: True)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    for exact, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, exact, atol=tolerance * float(exact.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("window", [None, 4])

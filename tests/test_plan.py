@@ -96,6 +96,8 @@ def plan(**changes):
         "passes": 956,
         "pass_tokens": 12_000,
         "checkpointing": "unsloth",
+        "room": None,
+        "again": 1.0,
         "memory": tuple(memories(LLAMA_8B, Method(), "single", 1)),
         "peaks": (9 * GIB,),
         "host": 6 * GIB,

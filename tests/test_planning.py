@@ -5,10 +5,11 @@ import pytest
 
 from bnft.config import resolve
 from bnft.errors import UserError
+from bnft.fitting import fit_passes, step_tokens
 from bnft.memory_plan import GIB, Method, ModelFacts
 from bnft.placement import Placement
 from bnft.plan import Gpu
-from bnft.planning import fit_passes, known_speeds, make_plan, plan_warnings, remember_speeds, step_tokens
+from bnft.planning import known_speeds, make_plan, plan_warnings, remember_speeds
 from bnft.speed_plan import Speeds
 
 ON_CPU = Placement("single", 1, (), "no GPU")

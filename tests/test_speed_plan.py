@@ -13,6 +13,7 @@ SESSION = Work(
     steps=300,
     tokens=4800 * 303,
     reply_share=0.6,
+    again=1.0,
     read=3 * 3821 * 303,
     tested=0,
     replies=0,
@@ -23,25 +24,25 @@ SESSION = Work(
 
 
 @pytest.mark.parametrize(
-    ("checkpointing", "tokens"),
-    [("torch", 16_400), ("none", 24_600)],  # limits of an H200 at 790 TFLOP/s with all 8.03 billion parameters
+    ("again", "tokens"),
+    [(1.0, 16_400), (0.0, 24_600)],  # limits of an H200 at 790 TFLOP/s with all 8.03 billion parameters
 )
-def test_operations_give_the_known_limits(checkpointing, tokens):
-    training, _ = operations(LLAMA_8B, Method(checkpointing=checkpointing), reply_share=1.0)
+def test_operations_give_the_known_limits(again, tokens):
+    training, _ = operations(LLAMA_8B, reply_share=1.0, again=again)
     assert 790e12 / training == pytest.approx(tokens, rel=0.12)  # here the head's work is counted apart
 
 
 @pytest.mark.parametrize(
-    ("gpu", "checkpointing", "work", "hours"),
+    ("gpu", "again", "work", "hours"),
     [
-        (("NVIDIA H200", (9, 0)), "none", replace(SESSION, read=0), 4800 * 303 / 13_594 / 3600),  # measured, packed
-        (("Tesla T4", (7, 5)), "unsloth", SESSION, 2 + 35 / 60),  # seen: 2 h 35 min, padded two rows at a time
-        (("Unheard of", (7, 0)), "unsloth", SESSION, 2 + 35 / 60),
+        (("NVIDIA H200", (9, 0)), 0.0, replace(SESSION, read=0), 4800 * 303 / 13_594 / 3600),  # measured, packed
+        (("Tesla T4", (7, 5)), 1.0, SESSION, 2 + 35 / 60),  # seen: 2 h 35 min, padded two rows at a time
+        (("Unheard of", (7, 0)), 1.0, SESSION, 2 + 35 / 60),
     ],
 )
-def test_estimated_hours(gpu, checkpointing, work, hours):
-    method = replace(QLORA, checkpointing=checkpointing)
-    speeds = estimate_speeds(LLAMA_8B, method, work, gpu, processes=1, cpu_rate=lambda: pytest.fail("no CPU's"))
+def test_estimated_hours(gpu, again, work, hours):
+    work = replace(work, again=again)
+    speeds = estimate_speeds(LLAMA_8B, QLORA, work, gpu, processes=1, cpu_rate=lambda: pytest.fail("no CPU's"))
     assert seconds_of(work, speeds)["training"] / 3600 == pytest.approx(hours, rel=0.1 if gpu[1] >= (8, 0) else 0.35)
     assert "estimated" in speeds.source
 
@@ -49,7 +50,7 @@ def test_estimated_hours(gpu, checkpointing, work, hours):
 def test_the_estimate_for_a_cpu():
     """The laptop recipe on two cores of an AMD EPYC at 115 GFLOP/s: 124.6 tokens a second in ten steps, 236 read, and
     127 s of evaluation."""
-    work = Work(72, 72 * 4 * 94, 0.5, 0, 104 * 94, 16, 750, 16, 80)
+    work = Work(72, 72 * 4 * 94, 0.5, 0, 0, 104 * 94, 16, 750, 16, 80)
     method = Method(element=4, four_bit=False, checkpointing="none", chunk=64)
     speeds = estimate_speeds(GEMMA_270M, method, work, None, processes=1, cpu_rate=lambda: 115e9)
     assert speeds.training == pytest.approx(124.6, rel=0.1)
@@ -62,7 +63,7 @@ def test_the_rate_of_products_is_that_of_this_machine():
 
 
 def test_processes_share_the_training_and_not_the_evaluation():
-    work = Work(10, 96_000, 0.5, 1000, 1600, 20, 400, 16, 100)
+    work = Work(10, 96_000, 0.5, 1, 1000, 1600, 20, 400, 16, 100)
     one = Speeds(100.0, 200.0, 0.1, "measured")
     assert seconds_of(work, one) == {"training": 960 + 5, "evaluation": 2 * (10 + 2 * 100 * 0.1)}
     two = seconds_of(work, one.with_processes(2), processes=2)

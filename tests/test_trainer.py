@@ -8,6 +8,8 @@ from safetensors.torch import load_file
 
 from bnft.config import resolve
 from bnft.errors import UserError
+from bnft.memory_plan import Method, ModelFacts, memory_of
+from bnft.room import Room
 from bnft.training import LLAMAFineTuner
 
 
@@ -44,6 +46,38 @@ def test_steps_do_not_depend_on_their_passes(usual, conversations, tmp_path, fla
     assert_same(usual, trained(conversations, tmp_path, **flags))
 
 
+class KeepsSome(Room):
+    """Keeps two of the tiny model's layers in passes of less than 200 tokens, and one in longer ones."""
+
+    def kept_layers(self, shape):
+        return 2 if shape[0] < 200 else 1
+
+
+def counted_calls(calls, room):
+    """Notes for every layer that is computed whether a backward pass is to follow."""
+
+    def hook(tuner):
+        tuner.room = room
+        for layer in tuner.model.get_base_model().get_decoder().layers:
+            layer.self_attn.register_forward_pre_hook(lambda module, inputs: calls.append(module.training))
+
+    return hook
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_layers_that_keep_their_activations_learn_the_same(tiny, conversations, tmp_path, packing):
+    """To the last bit: nothing but the second computation of these layers is left out."""
+    flags = {"train__gradient_checkpointing": "torch", "train__packing": packing}
+    calls, fewer = [], []
+    again = trained(conversations, tmp_path / "again", counted_calls(calls, None), **flags)
+    kept = trained(conversations, tmp_path / "kept", counted_calls(fewer, KeepsSome(None, None, 2, 0)), **flags)
+    assert sum(calls) / 2 < sum(fewer) <= sum(calls) * 3 / 4
+    assert calls.count(False) == fewer.count(False)
+    assert again[0].history == kept[0].history
+    for name, weight in again[1].items():
+        assert torch.equal(weight, kept[1][name]), name
+
+
 def too_little_room(limit):
     """Memory for `limit` tokens of a pass: more of them end as PyTorch ends a full GPU."""
 
@@ -64,6 +98,28 @@ def test_a_full_memory_halves_the_pass_and_nothing_else(usual, conversations, tm
     assert all(note["tokens"] < 200 or note["tokens_before"] > 200 for note in result.halved)
     assert_same(usual, (result, weights))
     assert "out of memory at step 1: passes of at most" in capsys.readouterr().out
+
+
+def test_a_full_memory_first_keeps_less(usual, conversations, tmp_path, capsys):
+    """A room that promises every layer, on a GPU that takes none; passes stay as large as they were."""
+    facts = ModelFacts(2, 64, 128, 4, 2, 16, 1000, tied=True)
+    memory, whole = (memory_of(facts, Method(checkpointing=how)) for how in ("torch", "none"))
+
+    def hook(tuner):
+        tuner.room = Room(memory, whole, facts.layers, 2 * whole.peak(600))
+        layers = tuner.model.get_base_model().get_decoder().layers
+
+        def refuse(module, inputs):
+            if torch.is_grad_enabled() and not all(layer.gradient_checkpointing for layer in layers):
+                raise torch.OutOfMemoryError("out of memory, on purpose")
+
+        layers[-1].register_forward_pre_hook(refuse)
+
+    result, weights = trained(conversations, tmp_path, hook, train__gradient_checkpointing="torch")
+    assert_same(usual, (result, weights))
+    assert result.halved
+    assert all(note["tokens"] == note["tokens_before"] for note in result.halved)
+    assert "out of memory at step 1: fewer layers keep what the backward pass needs" in capsys.readouterr().out
 
 
 def test_no_room_for_a_single_conversation_is_said(tiny, conversations, tmp_path):
