@@ -22,6 +22,7 @@ SESSION_HOURS = 12  # of Kaggle and Colab
 # Measured: a process with PyTorch, transformers and TRL; bytes in memory for a byte of tokenizer.json; and what a heap
 # that keeps freed memory (bnft/allocator.py) grows to in a whole run, for a byte of passes that are all of other sizes.
 LIBRARIES, CUDA_LIBRARIES, TOKENIZER, HEAP = int(0.65 * GIB), 4 * GIB, 12, 1.95
+LOADING = int(1.5 * GIB)  # measured: such a process on a GPU while it reads weights, beside their files
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class RunPlan:
         memory: of each GPU, or of the CPU's process.
         peaks: bytes of each GPU.
         host: bytes of a process.
+        mapped: bytes of the weights' files, which a process on a GPU has in memory besides while it reads them, and
+            which the system takes back when it needs room.
+        reply_rows: how many replies are written at a time.
         disk: bytes of "run" and of "merge".
         seconds: of "training" and of "evaluation".
         speed: where the seconds come from.
@@ -98,6 +102,8 @@ class RunPlan:
     memory: tuple[Memory, ...]
     peaks: tuple[int, ...]
     host: int
+    mapped: int
+    reply_rows: int
     disk: dict[str, int]
     seconds: dict[str, float]
     speed: str
@@ -105,6 +111,11 @@ class RunPlan:
     def applied_to(self, config: RunConfig) -> RunConfig:
         """The settings of the training itself: without gradient checkpointing where the GPUs have room."""
         return config.replace("train.gradient_checkpointing", "none") if self.checkpointing == "none" else config
+
+    @property
+    def resident(self) -> int:
+        """The most of a process that is in memory at one time, as the system counts it."""
+        return max(self.host, LOADING + self.mapped) if self.mapped else self.host
 
     def record(self) -> dict:
         """As run.json holds it, with the names of what is measured later."""
@@ -116,7 +127,7 @@ class RunPlan:
             "gradient_checkpointing": self.checkpointing,
             "computed_again": round(self.again, 3),
             "gpu_gib": [_gib(peak) for peak in self.peaks],
-            "host_gib": _gib(self.host),
+            "host_gib": _gib(self.resident),
             "disk_gib": {name: _gib(size) for name, size in self.disk.items()},
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "speed": self.speed,
@@ -143,9 +154,10 @@ class RunPlan:
             lines.append((f"GPU {number}", f"{peak / GIB:.1f} GiB at most: {told}"))
         disk = f"{_size(self.disk['run'])} for the run, {_size(self.disk['merge'])} more for publish.py to merge it"
         hours = ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())
+        files = f", and weights' files of {_size(self.mapped)} while they are read" if self.mapped else ""
         return [
             *lines,
-            ("host memory", f"{_size(self.host)} a process"),
+            ("host memory", f"{_size(self.host)} a process{files}"),
             ("disk", disk),
             ("time", f"{hours} ({self.speed})"),
         ]

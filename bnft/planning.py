@@ -11,7 +11,7 @@ import math
 import resource
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from bnft.data import ProcessedData
 from bnft.device_maps import model_facts, quiet
 from bnft.errors import UserError
 from bnft.fitting import Fit, fit_passes
-from bnft.memory_plan import GIB, Method, ModelFacts
+from bnft.memory_plan import GIB, Method, ModelFacts, memory_of, usable
 from bnft.models import ModelSource, find_model, load_tokenizer, resolve_dtype
 from bnft.placement import Placement, step_rows
 from bnft.plan import RunPlan, check_fits, describe, disk_bytes, host_bytes, optimizer_steps
@@ -33,6 +33,7 @@ from bnft.token_cache import tokenised
 from bnft.whole_files import write_json
 
 SHORTEST = 64  # tokens; with conversations of that length a model can be tried before its tokenizer is here
+FOR_REPLIES = 0.86  # of what the weights leave free; measured like a T4: 120 rows of 448 positions, 176 of 320
 TOKENIZER_FILES = 20 * 2**20  # where it is on the Hub still: Llama's
 
 
@@ -120,6 +121,8 @@ def make_plan(
     fit = fit_passes(config, facts, method, placement, lengths, steps, free)
     method = fit.method
     work = _work(config, splits, lengths, replies, fit)
+    if free:
+        work = replace(work, reply_batch=_reply_rows(facts, method, free[0], work))
     gpu = placement.gpus[0] if placement.gpus else None
     about = (gpu.name, gpu.capability) if gpu else None
     speeds = known_speeds(config, placement)
@@ -145,6 +148,8 @@ def make_plan(
         memory=tuple(fit.memory) if gpu else (),
         peaks=fit.peaks if gpu else (),
         host=max(speeds.host, host_bytes(facts, method, fit.peaks[0], gpu is not None, fit.pass_tokens or 0, files)),
+        mapped=_weights_files(source, facts, method) if gpu else 0,
+        reply_rows=work.reply_batch,
         disk=_disk(config, facts, method, splits, files, steps),
         seconds=seconds_of(work, speeds, placement.processes),
         speed=speeds.source,
@@ -154,6 +159,23 @@ def make_plan(
 def _tokenizer_files(source: ModelSource) -> int:
     files = Path(source.base).glob("tokenizer*") if source.is_local else ()
     return sum(file.stat().st_size for file in files) or TOKENIZER_FILES
+
+
+def _weights_files(source: ModelSource, facts: ModelFacts, method: Method) -> int:
+    """Bytes of them; where they are on the Hub still, those of a repository of such weights as are asked for."""
+    files = Path(source.base).glob("*.safetensors") if source.is_local else ()
+    there = sum(file.stat().st_size for file in files)
+    return there or (memory_of(facts, method).weights if method.four_bit else 2 * facts.parameters)
+
+
+def _reply_rows(facts: ModelFacts, method: Method, free: int, work: Work) -> int:
+    """How many replies are written at a time beside the weights, as bnft/batch_generation.py does on a GPU."""
+    from bnft.batch_generation import MOST_ROWS
+
+    position = 2 * facts.layers * facts.key_value_heads * facts.head_size * method.element
+    row = position * (work.prompts // max(1, work.replies) + work.reply_tokens)
+    left = FOR_REPLIES * (usable(free) - memory_of(facts, method).weights)
+    return max(1, min(MOST_ROWS, int(left / row)))
 
 
 def _disk(
@@ -174,6 +196,7 @@ def _work(config: RunConfig, splits: dict, lengths: Sequence[int], own_replies: 
     return Work(
         steps=steps,
         tokens=sum(sum(part) for step in fit.parts for part in step),
+        passes=len(fit.shapes),
         reply_share=reply_share,
         again=fit.again,
         read=round(steps // config.train.eval_steps * validated * mean),

@@ -30,15 +30,18 @@ GPUS = {
     "T4": (65, 320),
 }
 UNKNOWN_GPU = (65, 320)  # as slow as the slowest that a recipe is for
-# Shares of that peak which fine-tuning sustains. Measured on an H200: 28 rows of 303 tokens a second are 409 TFLOP/s.
+# Shares of that peak which fine-tuning sustains, and the seconds that a pass takes besides, for Python to launch its
+# kernels. Measured on an H200: 13,550 tokens a second in passes of 4,970 tokens, 15,400 in passes of 11,470.
 # Seen on T4s (70 W, no bfloat16): 4,800 rows and three validations in 2 h 35 min, one card at work at a time, 16.
-SUSTAINED, SUSTAINED_BEFORE_AMPERE = 0.41, 0.25
+SUSTAINED, SUSTAINED_BEFORE_AMPERE = 0.5, 0.25
+READING = 0.8  # of these shares: measured on an H200, 28,000 tokens a second are 406 TFLOP/s
+LAUNCHING_PASS = 0.078
 PROCESSES = 0.96  # of the speed of several processes together, seen: 1.92 times with two
 # Shares of a CPU's rate of products (bnft/cpu_speed.py), and the bytes a second of its memory. Measured with the laptop
 # recipe on 2 cores of an AMD EPYC at 115 GFLOP/s: 92 in training, 88 in reading; 0.26 s a decoding step of 16 rows.
 SUSTAINED_ON_CPU, DECODING_ON_CPU = 0.78, 0.45
 CPU_GB_A_SECOND = 10
-LAUNCHING = 0.04  # seconds a decoding step takes on a GPU however few the rows: Python launches its kernels
+LAUNCHING = 0.003  # seconds a decoding step takes on a GPU however few the rows, as a CUDA graph; 16.4 ms of 256 rows
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Work:
 
     Attributes:
         tokens: of all optimizer steps together.
+        passes: that they are made of.
         reply_share: share of tokens that carry loss.
         again: share of the layers' work that gradient checkpointing does a second time.
         read: tokens of all validations together.
@@ -59,6 +63,7 @@ class Work:
 
     steps: int
     tokens: int
+    passes: int
     reply_share: float
     again: float
     read: int
@@ -119,17 +124,21 @@ def estimate_speeds(
     training, reading = operations(facts, work.reply_share, work.again)
     weights = facts.parameters * method.element
     if gpu is None:
-        products, bandwidth, launching = cpu_rate(), CPU_GB_A_SECOND * 1e9, 0.0
+        products, bandwidth, launching, passing = cpu_rate(), CPU_GB_A_SECOND * 1e9, 0.0, 0.0
         rate, decoding_rate = SUSTAINED_ON_CPU * products, DECODING_ON_CPU * products
+        reading_rate = rate
         source = f"CPU at {products / 1e9:.3g} GFLOP/s"
     else:
         name, capability = gpu
         peak, bandwidth = next((figures for known, figures in GPUS.items() if known in name), UNKNOWN_GPU)
-        rate = decoding_rate = peak * 1e12 * (SUSTAINED if capability >= (8, 0) else SUSTAINED_BEFORE_AMPERE)
-        bandwidth, launching, source = bandwidth * 1e9, LAUNCHING, f"{name} at {rate / 1e12:.0f} TFLOP/s"
+        rate = peak * 1e12 * (SUSTAINED if capability >= (8, 0) else SUSTAINED_BEFORE_AMPERE)
+        reading_rate = decoding_rate = READING * rate
+        launching, passing = LAUNCHING, LAUNCHING_PASS
+        bandwidth, source = bandwidth * 1e9, f"{name} at {rate / 1e12:.0f} TFLOP/s"
         weights *= 2 if method.four_bit else 1  # unpacked for every step: written, then read
     decoding = launching + weights / bandwidth + 2 * facts.parameters * work.reply_batch / decoding_rate
-    return Speeds(rate / training, rate / reading, decoding, f"estimated, {source}").with_processes(processes)
+    trained = work.tokens / (work.tokens * training / rate + work.passes * passing)
+    return Speeds(trained, reading_rate / reading, decoding, f"estimated, {source}").with_processes(processes)
 
 
 def seconds_of(work: Work, speeds: Speeds, processes: int = 1) -> dict[str, float]:
