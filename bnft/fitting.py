@@ -1,6 +1,6 @@
 """A run's passes, made to fit its GPUs: how large they are, and what of them is computed again for the backward pass.
 
-Knows lengths, settings and bytes, nothing about files, weights or time.
+Knows lengths, settings, bytes and operations, nothing about files or weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from bnft.memory_plan import Memory, Method, ModelFacts, memories, memory_of, to
 from bnft.placement import Placement, step_rows
 from bnft.room import Room, shape_of
 from bnft.settings import RunConfig
+from bnft.speed_plan import seconds_of_passes, sustained
 from bnft.steps import StepSampler, micro_batches, shares
+
+TRIED = 64  # optimizer steps that passes of several sizes are tried on
+MOST_PASSES = 12  # that the largest one is divided into
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Fit:
         parts: for each optimizer step each process' conversations, by their lengths.
         memory: of each GPU.
         pass_rows: the most conversations of a pass.
-        pass_tokens: the most tokens of a pass that all GPUs have room for; None where the settings alone bound it.
+        pass_tokens: the most tokens of a pass; None where the settings alone bound it.
         packing: whether conversations share a pass without padding.
         room: where each process has the whole model on a GPU of its own, too small for whole steps of which nothing is
             computed again.
@@ -74,7 +78,7 @@ def fit_passes(
     steps: int,
     free: Sequence[int],
 ) -> Fit:
-    """Passes as large as GPUs take them: first whole steps, then as few layers as possible computed again.
+    """Passes as large as GPUs take them; smaller ones where that is quicker, since less is computed again in them.
 
     Args:
         lengths: tokens of each conversation.
@@ -96,7 +100,22 @@ def fit_passes(
     room = None
     if way in ("single", "ddp") and method != unchecked:
         room = Room(memory[0], memory_of(facts, unchecked), facts.layers, usable(free[0]))
-    return Fit(method, parts, memory, step_rows(config), packing, min(budgets), room)
+    fit = Fit(method, parts, memory, step_rows(config), packing, min(budgets), room)
+    return _quickest(fit, facts, sustained(placement.gpus[0].name, placement.gpus[0].capability)[0], max(lengths))
+
+
+def _quickest(fit: Fit, facts: ModelFacts, rate: float, longest: int) -> Fit:
+    """With passes of the size that takes the least time by the plan's own formula, the largest first."""
+    if not fit.room or not fit.pass_tokens:
+        return fit
+    few = replace(fit, parts=fit.parts[:TRIED])
+    sizes = dict.fromkeys(max(longest, fit.pass_tokens // number) for number in range(1, MOST_PASSES + 1))
+    tried = [replace(few, pass_tokens=size) for size in sizes]
+
+    def seconds(fit: Fit) -> float:
+        return seconds_of_passes(facts, rate, len(fit.shapes), sum(shape[0] for shape in fit.shapes), fit.again)
+
+    return replace(fit, pass_tokens=min(tried, key=seconds).pass_tokens)
 
 
 def _has_room_for_all(

@@ -106,6 +106,17 @@ def operations(facts: ModelFacts, reply_share: float, again: float) -> tuple[flo
     return (4 + 2 * again) * layers + 4 * head, 2 * (layers + head)
 
 
+def sustained(gpu: str, capability: tuple[int, int]) -> tuple[float, float]:
+    """Operations, and bytes of its memory, that a GPU of this name goes through in a second of fine-tuning."""
+    peak, bandwidth = next((figures for known, figures in GPUS.items() if known in gpu), UNKNOWN_GPU)
+    return peak * 1e12 * (SUSTAINED if capability >= (8, 0) else SUSTAINED_BEFORE_AMPERE), bandwidth * 1e9
+
+
+def seconds_of_passes(facts: ModelFacts, rate: float, passes: int, tokens: int, again: float) -> float:
+    """Of so many passes on a GPU, their tokens taken together; the head, which is the same for all, left out."""
+    return passes * LAUNCHING_PASS + tokens * operations(facts, 0.0, again)[0] / rate
+
+
 def estimate_speeds(
     facts: ModelFacts,
     method: Method,
@@ -129,12 +140,10 @@ def estimate_speeds(
         reading_rate = rate
         source = f"CPU at {products / 1e9:.3g} GFLOP/s"
     else:
-        name, capability = gpu
-        peak, bandwidth = next((figures for known, figures in GPUS.items() if known in name), UNKNOWN_GPU)
-        rate = peak * 1e12 * (SUSTAINED if capability >= (8, 0) else SUSTAINED_BEFORE_AMPERE)
+        rate, bandwidth = sustained(*gpu)
         reading_rate = decoding_rate = READING * rate
         launching, passing = LAUNCHING, LAUNCHING_PASS
-        bandwidth, source = bandwidth * 1e9, f"{name} at {rate / 1e12:.0f} TFLOP/s"
+        source = f"{gpu[0]} at {rate / 1e12:.0f} TFLOP/s"
         weights *= 2 if method.four_bit else 1  # unpacked for every step: written, then read
     decoding = launching + weights / bandwidth + 2 * facts.parameters * work.reply_batch / decoding_rate
     trained = work.tokens / (work.tokens * training / rate + work.passes * passing)

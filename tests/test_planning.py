@@ -66,7 +66,7 @@ def test_a_gpu_takes_the_step_in_one_pass_and_a_small_one_in_several(smoke, spli
 def test_nothing_is_computed_again_where_a_gpu_holds_all_of_it(free, checkpointing):
     """Rows of 16 x 303 tokens of Llama 3.1 8B; on a CPU it stays as set."""
     config = resolve("llama31-8b-qlora", {"train.gradient_checkpointing": "torch"})[0]
-    gpus = (Gpu("a GPU", free, (9, 0)),) if free else ()
+    gpus = (Gpu("NVIDIA H200", free, (9, 0)),) if free else ()
     placement, room = Placement("single", 1, gpus, "as set"), [int(free * GIB)] if free else []
     fit = fit_passes(config, LLAMA_8B, Method(), placement, [303] * 64, 4, room)
     assert fit.method.checkpointing == checkpointing
@@ -74,6 +74,24 @@ def test_nothing_is_computed_again_where_a_gpu_holds_all_of_it(free, checkpointi
     assert [sum(map(sum, step)) for step in fit.parts] == [16 * 303] * 4
     as_set = fit_passes(config.replace("train.fit_batch", False), LLAMA_8B, Method(), placement, [303] * 64, 4, room)
     assert (as_set.method.checkpointing, as_set.pass_tokens) == ("torch", None)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "passes", "again"),
+    [
+        (Gpu("Tesla T4", 14.74, (7, 5)), range(3, 6), (0.0, 0.15)),  # computing again takes longer than launching
+        (Gpu("NVIDIA H200", 14.74, (9, 0)), range(1, 2), (0.6, 0.8)),  # launching takes longer
+    ],
+)
+def test_passes_are_of_the_size_that_is_the_quickest_here(gpu, passes, again):
+    """Steps of 16 x 303 tokens of Llama 3.1 8B in the same 14.74 GiB."""
+    config = resolve("llama31-8b-qlora", {})[0]
+    method = Method(checkpointing="unsloth", fused=True, attention="efficient")
+    placement = Placement("single", 1, (gpu,), "as set")
+    fit = fit_passes(config, LLAMA_8B, method, placement, [303] * 64, 4, [int(14.74 * GIB)])
+    assert len(fit.shapes) / 4 in passes
+    assert again[0] <= fit.again <= again[1]
+    assert fit.peaks[0] <= 0.9 * 14.74 * GIB
 
 
 def test_two_processes_share_the_rows(smoke, splits):
