@@ -65,7 +65,7 @@ def measure(options) -> None:
                 "rows_per_second": round(sum(map(len, steps)) / seconds, 2),
                 "peak_gib": [peak for part in every for peak in part],
                 "losses": [round(line["loss"], 4) for line in trainer.state.log_history if "loss" in line],
-                "halved": getattr(trainer, "halved", []),
+                "ran_out": getattr(trainer, "ran_out", []),
                 "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
                 "torch": torch.__version__,
             }

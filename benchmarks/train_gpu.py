@@ -88,7 +88,8 @@ def fitted(config, rows: list[dict], options):
     gpus = find_gpus() if options.parallel != "single" else find_gpus()[:1]
     placement = Placement(options.parallel, current_world().size, tuple(gpus), "as set")
     lengths, free = [len(row["input_ids"]) for row in rows], free_now(placement)
-    fit = fit_passes(config, model_facts(config), method_of(config), placement, lengths, options.steps, free)
+    facts = model_facts(config)
+    fit = fit_passes(config, facts, method_of(config, facts), placement, lengths, options.steps, free)
     if fit.method.checkpointing == "none":
         config = config.replace("train.gradient_checkpointing", "none")
     largest, peak = max(tokens for tokens, _, _ in fit.shapes), max(fit.peaks) / 2**30
@@ -221,7 +222,7 @@ def measure(options) -> dict:
         "losses": [round(line["loss"], 4) for line in trainer.state.log_history if "loss" in line],
         "load_seconds": round(loaded - started, 1),
         "first_step_seconds": round(callback.ends[0] - loaded, 1),
-        "halved": getattr(trainer, "halved", []),
+        "ran_out": getattr(trainer, "ran_out", []),
         "padded": getattr(getattr(trainer, "packer", None), "padded", True),
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",

@@ -68,14 +68,17 @@ def _measure(config: RunConfig, splits: dict[str, Sequence], plan: RunPlan | Non
         result = tuner.train(splits["train"], splits["validation"], folder)
     tokens = step_tokens(config, result.tokens["train"], STEPS)
     trained = sum(tokens[WARM_UP:]) / (result.step_ends[-1] - result.step_ends[WARM_UP - 1])
-    replies = plan.reply_rows if plan else config.eval.batch_size
-    reading, decoding = _evaluation(tuner, config, splits["test"], replies)
+    reading, decoding = _evaluation(tuner, config, splits["test"])
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return Speeds(trained, reading, decoding, f"measured in {STEPS} steps, {now()}", host)
 
 
-def _evaluation(tuner: LLAMAFineTuner, config: RunConfig, test: Sequence, at_a_time: int) -> tuple[float, float]:
-    """Tokens read a second, and seconds of a decoding step."""
+def _evaluation(tuner: LLAMAFineTuner, config: RunConfig, test: Sequence) -> tuple[float, float]:
+    """Tokens read a second, and seconds of a decoding step; 0 on a GPU, where hundreds of replies are written together,
+    and by another process than this one.
+    """
+    import torch
+
     longest = min(WRITTEN, config.generation.max_new_tokens)
     evaluator = Evaluator(tuner.model, tuner.tokenizer, config.replace("generation.max_new_tokens", longest))
     tuner.model.eval()
@@ -86,10 +89,12 @@ def _evaluation(tuner: LLAMAFineTuner, config: RunConfig, test: Sequence, at_a_t
     seconds = time.monotonic() - started
     prompt, limit = config.data.system_prompt, config.model.max_seq_length
     read = sum(tokenised(some, tuner.tokenizer, prompt, limit, "test")["length"]) / seconds
-    rows = choose_rows(rows_of(test), at_a_time, config.seed)
+    if torch.cuda.is_available():
+        return read, 0.0
+    rows = choose_rows(rows_of(test), config.eval.batch_size, config.seed)
     started = time.monotonic()
     replies = evaluator.generate(rows)
-    steps = max(reply.tokens for reply in replies)
+    steps = math.ceil(len(rows) / config.eval.batch_size) * max(reply.tokens for reply in replies)
     return read, (time.monotonic() - started) / max(1, steps)
 
 

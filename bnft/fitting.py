@@ -13,7 +13,7 @@ from itertools import count, islice
 
 from bnft.memory_plan import Memory, Method, ModelFacts, memories, memory_of, token_budget, usable
 from bnft.placement import Placement, step_rows
-from bnft.room import Room, shape_of
+from bnft.room import FILLED, Room, shape_of
 from bnft.settings import RunConfig
 from bnft.speed_plan import seconds_of_passes, sustained
 from bnft.steps import StepSampler, micro_batches, shares
@@ -99,7 +99,7 @@ def fit_passes(
     budgets = [token_budget(part, size, max(lengths), rows, most) for part, size in zip(memory, free, strict=True)]
     room = None
     if way in ("single", "ddp") and method != unchecked:
-        room = Room(memory[0], memory_of(facts, unchecked), facts.layers, usable(free[0]))
+        room = Room(memory[0], memory_of(facts, unchecked), facts.layers, usable(min(free)))
     fit = Fit(method, parts, memory, step_rows(config), packing, min(budgets), room)
     return _quickest(fit, facts, sustained(placement.gpus[0].name, placement.gpus[0].capability)[0], max(lengths))
 
@@ -123,7 +123,8 @@ def _has_room_for_all(
 ) -> bool:
     """Whether the GPUs' free bytes take a pass of so many tokens without computing anything again."""
     parts = memories(facts, replace(method, checkpointing="none"), way, len(free))
-    return all(part.peak(tokens, longest, rows) <= usable(size) for part, size in zip(parts, free, strict=True))
+    peaks = (part.peak(tokens, longest, rows) for part in parts)
+    return all(peak <= FILLED * usable(size) for peak, size in zip(peaks, free, strict=True))
 
 
 def step_tokens(config: RunConfig, lengths: Sequence[int], steps: int) -> list[int]:

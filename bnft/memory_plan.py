@@ -42,6 +42,7 @@ class ModelFacts:
     vocabulary: int
     tied: bool
     norms: int = 2  # of a layer
+    window: int = 0  # tokens that some layers look back at; 0 where all look at everything
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
@@ -89,6 +90,7 @@ def read_facts(settings: Mapping) -> ModelFacts | None:
             vocabulary=own["vocab_size"],
             tied=family.startswith("gemma") if tied is None else bool(tied),
             norms=4 if family.startswith(("gemma2", "gemma3")) else 2,
+            window=(own.get("sliding_window") or 0) if own.get("use_sliding_window", True) else 0,
         )
     except KeyError:
         return None
@@ -252,8 +254,9 @@ def _layer_bytes(facts: ModelFacts, method: Method) -> tuple[int, int, int]:
     queries, size = facts.heads * facts.head_size, method.element
     plain = 2 * (queries + facts.key_value_heads * facts.head_size) * size  # queries, keys, values, the output
     # On a GPU keys and values are copied for each query head, but for FlashAttention; on a CPU they need not be.
-    attended = plain if size == 4 or method.attention == "flash" else 4 * queries * size
-    attention, packed = (attended, 0) if method.attention == "table" else (0, attended)
+    table = method.attention == "table"
+    attended = plain if (table and size == 4) or method.attention == "flash" else 4 * queries * size
+    attention, packed = (attended, 0) if table else (0, attended)
     if method.fused:  # kept: the stream twice, two norms' outputs, gate and up; held: gradients of the like sizes
         saved, held = 4 * facts.hidden + 2 * facts.intermediate, 3 * facts.hidden + 3 * facts.intermediate
         return size * saved + packed, size * held, attention

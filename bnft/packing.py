@@ -31,7 +31,7 @@ except ImportError:  # before torch 2.10
 
 _ATTENTION = "bnft_packed"
 _FLASH_SIZE = 256  # of a head, at most
-_ALIGNED = 8  # numbers: what the memory-efficient kernel wants a head's size to be a multiple of
+_ALIGNED = 8  # numbers: what both fast kernels want a head's size to be a multiple of
 _CAUSAL = 1  # its custom_mask_type
 
 
@@ -178,25 +178,25 @@ def _attention(
     query, key, value, layout: Layout, scale: float | None = None, dropout: float = 0.0, window: int | None = None
 ) -> torch.Tensor:
     """Causal attention of packed rows, (1, heads, tokens, size) each -> (1, tokens, heads, size)."""
-    kernel = "table" if dropout else attention_kernel(query.device, query.dtype, query.shape[-1])
-    groups = query.shape[1] // key.shape[1]
+    windowed = bool(window and layout.width > window)
+    kernel = "table" if dropout else attention_kernel(query.device, query.dtype, query.shape[-1], windowed)
     if kernel == "flash":
         packed = (part[0].transpose(0, 1) for part in (query, key, value))
         seen = (window - 1 if window else -1, 0)
         borders = (layout.borders, layout.borders, layout.width, layout.width)
         return varlen_attn(*packed, *borders, scale=scale, window_size=seen, **_grouped())[None]
+    if kernel == "table" and layout.rows > 1:
+        query, key, value = (layout.spread(part) for part in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
     if groups > 1:  # PyTorch's other fast kernels know no grouped heads
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
-    windowed = bool(window and layout.width > window)
-    if kernel == "efficient" and not windowed:
+    if kernel == "efficient":
         return _efficient_attention(*(part.transpose(1, 2) for part in (query, key, value)), layout, scale)
     mask = None
     if windowed:
         steps = torch.arange(layout.width, device=query.device)
         behind = steps[:, None] - steps
         mask = ((behind >= 0) & (behind < window))[None, None]
-    if layout.rows > 1:
-        query, key, value = (layout.spread(part) for part in (query, key, value))
     output = scaled_dot_product_attention(
         query, key, value, mask, dropout, is_causal=mask is None, scale=scale
     ).transpose(1, 2)
@@ -221,18 +221,19 @@ def _efficient_attention(query, key, value, layout: Layout, scale: float | None)
     )[0]
 
 
-def attention_kernel(device: torch.device, dtype: torch.dtype, size: int = 128) -> str:
+def attention_kernel(device: torch.device, dtype: torch.dtype, size: int, windowed: bool = False) -> str:
     """What attends over packed rows here: "flash", "efficient" (a T4 has no other), or "table".
 
     Args:
         size: of a head.
+        windowed: whether a row is longer than what a token looks back at; the efficient kernel then gives other values.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or size % _ALIGNED:
         return "table"
     ours = varlen_attn is not None and dtype in (torch.float16, torch.bfloat16) and size <= _FLASH_SIZE
     if ours and torch.backends.cuda.flash_sdp_enabled() and torch.cuda.get_device_capability(device) >= (8, 0):
         return "flash"
-    return "efficient" if torch.backends.cuda.mem_efficient_sdp_enabled() and size % _ALIGNED == 0 else "table"
+    return "efficient" if torch.backends.cuda.mem_efficient_sdp_enabled() and not windowed else "table"
 
 
 @cache

@@ -230,7 +230,7 @@ class Pipeline:
             "best_eval_loss": result.best_eval_loss,
             "stopped_by": result.stopped_by,
             "packed": result.packed,
-            "out_of_memory": result.halved,
+            "out_of_memory": result.ran_out,
             "history": result.history,
             # length -> conversations of that length: small however large the corpus is
             "token_lengths": {name: dict(sorted(Counter(lengths).items())) for name, lengths in result.tokens.items()},

@@ -78,14 +78,13 @@ class RunPlan:
         passes: forward and backward passes of them.
         pass_tokens: the most tokens of a pass; None where nothing bounds them.
         checkpointing: "none" where the GPUs hold everything that is kept for the backward pass, else as set.
-        room: in which passes keep what some layers computed; None where all or none of it is.
+        room: in which layers keep what they computed; None where that is all of them, or where GPUs share a model.
         again: share of the layers' work that is done a second time for the backward pass.
         memory: of each GPU, or of the CPU's process.
         peaks: bytes of each GPU.
         host: bytes of a process.
         mapped: bytes of the weights' files, which a process on a GPU has in memory besides while it reads them, and
             which the system takes back when it needs room.
-        reply_rows: how many replies are written at a time.
         disk: bytes of "run" and of "merge".
         seconds: of "training" and of "evaluation".
         speed: where the seconds come from.
@@ -103,7 +102,6 @@ class RunPlan:
     peaks: tuple[int, ...]
     host: int
     mapped: int
-    reply_rows: int
     disk: dict[str, int]
     seconds: dict[str, float]
     speed: str

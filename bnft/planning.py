@@ -1,6 +1,6 @@
 """The plan of a run for this machine and these conversations: the formulas, given what only files and GPUs know.
 
-Composes bnft/memory_plan.py, bnft/speed_plan.py and bnft/plan.py and holds no formula of its own. Loads no weights.
+Composes bnft/memory_plan.py, room.py, fitting.py, speed_plan.py and plan.py; holds no formula. Loads no weights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from bnft.data import ProcessedData
 from bnft.device_maps import model_facts, quiet
 from bnft.errors import UserError
 from bnft.fitting import Fit, fit_passes
-from bnft.memory_plan import GIB, Method, ModelFacts, memory_of, usable
+from bnft.memory_plan import GIB, Method, ModelFacts, memory_of
 from bnft.models import ModelSource, find_model, load_tokenizer, resolve_dtype
 from bnft.placement import Placement, step_rows
 from bnft.plan import RunPlan, check_fits, describe, disk_bytes, host_bytes, optimizer_steps
 from bnft.records import cpu_cores, read_json
+from bnft.room import reply_rows
 from bnft.settings import RunConfig
 from bnft.speed_plan import Speeds, Work, estimate_speeds, seconds_of
 from bnft.strategies import why_not_unsloth
@@ -33,7 +35,6 @@ from bnft.token_cache import tokenised
 from bnft.whole_files import write_json
 
 SHORTEST = 64  # tokens; with conversations of that length a model can be tried before its tokenizer is here
-FOR_REPLIES = 0.86  # of what the weights leave free; measured like a T4: 120 rows of 448 positions, 176 of 320
 TOKENIZER_FILES = 20 * 2**20  # where it is on the Hub still: Llama's
 
 
@@ -55,14 +56,15 @@ def check_model(config: RunConfig, placement: Placement) -> None:
     """Refuses a model that no conversation fits beside, from its config.json alone."""
     facts = model_facts(config)
     if facts:
-        check_fits(config, facts, method_of(config), placement.way, _all_of(placement), SHORTEST)
+        check_fits(config, facts, method_of(config, facts), placement.way, _all_of(placement), SHORTEST)
 
 
-def method_of(config: RunConfig) -> Method:
+def method_of(config: RunConfig, facts: ModelFacts) -> Method:
     """How the strategy that will be used trains here, without importing it."""
     fused = config.train.strategy != "peft" and not why_not_unsloth()
     dtype, _ = resolve_dtype(config.model.dtype)
-    return Method.of(config, dtype, "unsloth" if fused else "peft", _on_gpu(), _attention_kernel(dtype))
+    kernel = _attention_kernel(dtype, facts, config.model.max_seq_length)
+    return Method.of(config, dtype, "unsloth" if fused else "peft", _on_gpu(), kernel)
 
 
 def _on_gpu() -> bool:
@@ -71,12 +73,14 @@ def _on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _attention_kernel(dtype: str) -> str:
+def _attention_kernel(dtype: str, facts: ModelFacts, longest: int) -> str:
     import torch
 
     from bnft.packing import attention_kernel
 
-    return attention_kernel(torch.device("cuda" if _on_gpu() else "cpu"), getattr(torch, dtype))
+    window = facts.window if facts.window < longest else 0
+    device = torch.device("cuda" if _on_gpu() else "cpu")
+    return attention_kernel(device, getattr(torch, dtype), facts.head_size, bool(window))
 
 
 def _all_of(placement: Placement) -> list[int]:
@@ -108,9 +112,10 @@ def make_plan(
     Raises:
         UserError: it cannot fit; says which settings would make it.
     """
-    facts, method = model_facts(config), method_of(config)
+    facts = model_facts(config)
     if facts is None:
         return None
+    method = method_of(config, facts)
     source = find_model(config.model.name, config.model.revision, announce=quiet)
     tokenizer, limit = load_tokenizer(source), config.model.max_seq_length
     rows = tokenised(splits["train"], tokenizer, config.data.system_prompt, limit, "train")
@@ -121,21 +126,18 @@ def make_plan(
     fit = fit_passes(config, facts, method, placement, lengths, steps, free)
     method = fit.method
     work = _work(config, splits, lengths, replies, fit)
-    if free:
-        work = replace(work, reply_batch=_reply_rows(facts, method, free[0], work))
+    if free and placement.way in ("single", "ddp"):  # a model on one GPU, as BatchWriter wants it
+        work = replace(work, reply_batch=_written_together(facts, method, min(free), work), recorded=True)
     gpu = placement.gpus[0] if placement.gpus else None
     about = (gpu.name, gpu.capability) if gpu else None
-    speeds = known_speeds(config, placement)
     files = _tokenizer_files(source)
     tokens = math.ceil(work.tokens / steps / step_rows(config) * config.train.batch_size)
-    speeds = speeds or estimate_speeds(
-        facts,
-        method,
-        work,
-        about,
-        placement.processes,
-        lambda: product_rate(tokens, facts.hidden, facts.intermediate),
-    )
+    speeds = known_speeds(config, placement)
+    if not (speeds and speeds.decoding):
+        rate = partial(product_rate, tokens, facts.hidden, facts.intermediate)
+        estimated = estimate_speeds(facts, method, work, about, placement.processes, rate)
+        speeds = replace(speeds, decoding=estimated.decoding) if speeds else estimated
+    needed = host_bytes(facts, method, fit.peaks[0], gpu is not None, fit.pass_tokens or 0, files)
     return RunPlan(
         steps=steps,
         longest=max(lengths),
@@ -147,9 +149,8 @@ def make_plan(
         again=fit.again,
         memory=tuple(fit.memory) if gpu else (),
         peaks=fit.peaks if gpu else (),
-        host=max(speeds.host, host_bytes(facts, method, fit.peaks[0], gpu is not None, fit.pass_tokens or 0, files)),
+        host=max(0 if gpu else speeds.host, needed),
         mapped=_weights_files(source, facts, method) if gpu else 0,
-        reply_rows=work.reply_batch,
         disk=_disk(config, facts, method, splits, files, steps),
         seconds=seconds_of(work, speeds, placement.processes),
         speed=speeds.source,
@@ -163,19 +164,17 @@ def _tokenizer_files(source: ModelSource) -> int:
 
 def _weights_files(source: ModelSource, facts: ModelFacts, method: Method) -> int:
     """Bytes of them; where they are on the Hub still, those of a repository of such weights as are asked for."""
-    files = Path(source.base).glob("*.safetensors") if source.is_local else ()
+    files = Path(source.base).glob("model*.safetensors") if source.is_local else ()
     there = sum(file.stat().st_size for file in files)
     return there or (memory_of(facts, method).weights if method.four_bit else 2 * facts.parameters)
 
 
-def _reply_rows(facts: ModelFacts, method: Method, free: int, work: Work) -> int:
-    """How many replies are written at a time beside the weights, as bnft/batch_generation.py does on a GPU."""
+def _written_together(facts: ModelFacts, method: Method, free: int, work: Work) -> int:
+    """How many replies bnft/batch_generation.py writes at a time."""
     from bnft.batch_generation import MOST_ROWS
 
-    position = 2 * facts.layers * facts.key_value_heads * facts.head_size * method.element
-    row = position * (work.prompts // max(1, work.replies) + work.reply_tokens)
-    left = FOR_REPLIES * (usable(free) - memory_of(facts, method).weights)
-    return max(1, min(MOST_ROWS, int(left / row)))
+    positions = work.prompts // max(1, work.replies) + work.reply_tokens
+    return min(MOST_ROWS, max(1, work.replies), reply_rows(facts, method, free, positions))
 
 
 def _disk(

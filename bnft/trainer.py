@@ -2,8 +2,8 @@
 
 One batch of the loader is one optimizer step's conversations, on every process the same ones in the same order. Each
 process takes its share, in as few passes as its memory allows, and the gradients are summed over the processes once.
-So rows, order and result do not depend on the number of GPUs or on their memory; a pass that does not fit is halved.
-Knows nothing about settings files, stops or saving.
+So rows, order and result do not depend on the number of GPUs or on their memory; where it runs out, less is kept for
+the backward pass, then passes are halved. Knows nothing about settings files, stops or saving.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ from bnft.room import Room, shape_of
 from bnft.sharding import even_out, is_sharded
 from bnft.steps import StepSampler, micro_batches, shares
 from bnft.streaming import causal_part
-from bnft.world import World, any_over, sum_over
+from bnft.world import World, largest_over, sum_over
 
 
 class _StepLoader(DataLoader):
@@ -53,8 +54,8 @@ class StepTrainer(SFTTrainer):
         world: the processes that train together.
 
     Attributes:
-        halved: where memory ran out: the step, and the tokens of a pass before and after; the same where layers that
-            kept their activations are computed again from there on.
+        ran_out: where memory ran out: the step, and before and after it the tokens of a pass, or the layers that keep
+            what the backward pass needs.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class StepTrainer(SFTTrainer):
         self.packer, self.step_rows, self.world = packer, step_rows, world
         self.pass_rows, self.pass_tokens, self.room = pass_rows, pass_tokens, room
         self.sharded = is_sharded(kwargs["model"])
-        self.halved: list[dict] = []
+        self.ran_out: list[dict] = []
         trained = [(parameter, parameter.data) for parameter in kwargs["model"].parameters() if parameter.requires_grad]
         super().__init__(data_collator=_as_rows, **kwargs)
         for parameter, values in trained:  # TRL makes them bfloat16 over 4-bit weights: fp16's scaler refuses that
@@ -119,8 +120,11 @@ class StepTrainer(SFTTrainer):
             self.accelerator.backward(loss)
         return loss.detach()
 
+    def _shape(self, lengths: Sequence[int]) -> tuple[int, int, int]:
+        return shape_of(lengths, packed=not self.packer.padded)
+
     def _kept_layers(self, lengths: Sequence[int]) -> int:
-        return self.room.kept_layers(shape_of(lengths, packed=not self.packer.padded)) if self.room else 0
+        return self.room.kept_layers(self._shape(lengths)) if self.room else 0
 
     def _inputs(self, rows: Sequence[dict]) -> dict:
         return self.packer.inputs(rows, self.args.device)
@@ -149,7 +153,7 @@ class StepTrainer(SFTTrainer):
         return metrics
 
     def _with_room(self, rows: Sequence[dict], work, together: bool):
-        """Sum of `work` over the rows' passes; where memory runs out, all over again with passes half as large.
+        """Sum of `work` over the rows' passes; where memory runs out, all over again with less kept, or smaller passes.
 
         Args:
             together: processes do this at the same time, and all begin again where one has to.
@@ -161,62 +165,69 @@ class StepTrainer(SFTTrainer):
             passes = [[rows[i] for i in part] for part in parts]
             if self.sharded:
                 passes = even_out(passes, self.world)
-            total = self._sum_of_passes(passes, work, bar=not together)
-            if not any_over(total is None, world):
+            total, full = self._sum_of_passes(passes, work, bar=not together)
+            own = _state(full, self._kept_layers(full) if full and together else 0)
+            worst = largest_over(own, world)  # one question to all: they take the same way from here
+            if worst == _FITS:
                 return total
             self.model.zero_grad(set_to_none=True)
-            largest = max((sum(lengths[i] for i in part) for part in parts), default=0)
-            single = total is None and max(map(len, parts)) == 1
-            if together and self._keeps_less(parts, lengths, largest):
-                continue
-            if any_over(single, world):
+            if worst == _ONE_ROW:
                 raise UserError(
-                    f"out of memory at step {self.state.global_step + 1}, with one conversation of {max(lengths)} "
-                    "tokens at a time",
+                    f"out of memory at step {self.state.global_step + 1}, with one conversation of "
+                    f"{max(full or lengths, default=0)} tokens at a time",
                     "Lower --model.max_seq_length, or use --model.load_in_4bit true, a smaller model or --lora.r.",
                     exit_code=1,
                 )
-            self._halve(largest)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if worst == _ROWS and lengths:
+                largest = max(sum(lengths[i] for i in part) for part in parts)
+                self.pass_tokens = largest // 2
+                told = f"passes of at most {self.pass_tokens} tokens from here on, {largest} before"
+                self._note({"tokens_before": largest, "tokens": self.pass_tokens}, told)
+            elif own == _LAYERS:
+                kept, self.room = self._kept_layers(full), self.room.smaller(self._shape(full))
+                fewer = {"layers_kept_before": kept, "layers_kept": self._kept_layers(full)}
+                self._note(fewer | {"tokens": sum(full)}, "fewer layers keep what the backward pass needs from here on")
 
-    def _keeps_less(self, parts: Sequence[Sequence[int]], lengths: Sequence[int], largest: int) -> bool:
-        """Whether layers of these passes kept what some of them compute again from here on, which makes room."""
-        if not any(self._kept_layers([lengths[i] for i in part]) for part in parts):
-            return False
-        self.room = self.room.smaller()
-        self._note(largest, largest, "fewer layers keep what the backward pass needs from here on")
-        return True
-
-    def _halve(self, largest: int) -> None:
-        self.pass_tokens = largest // 2
-        told = f"passes of at most {self.pass_tokens} tokens from here on, {largest} before"
-        self._note(largest, self.pass_tokens, told)
-
-    def _note(self, before: int, after: int, told: str) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def _note(self, what: dict, told: str) -> None:
         step = self.state.global_step + 1
-        self.halved.append({"step": step, "tokens_before": before, "tokens": after})
+        self.ran_out.append({"step": step} | what)
         if self.world.leads:
             tqdm.write(f"out of memory at step {step}: {told}; the rows of a step stay the same")
 
-    def _sum_of_passes(self, passes: Sequence[Sequence[dict]], work, bar: bool):
-        """None when memory ran out; its tensors are gone by then, since no traceback holds them any more."""
-        shown = bar and self.world.leads and not self.args.disable_tqdm
+    def _sum_of_passes(self, passes: Sequence[Sequence[dict]], work, bar: bool) -> tuple[Any, list[int]]:
+        """The sum, and []; or None, and the lengths of the rows for which memory ran out.
+
+        Its tensors are gone by then, since no traceback holds them any more.
+        """
+        shown, part = bar and self.world.leads and not self.args.disable_tqdm, []
         try:
             total = 0.0
             for part in tqdm(passes, desc="validation", unit="pass", leave=False, disable=not shown):
                 total = total + work(part)
-            return total
+            return total, []
         except torch.OutOfMemoryError:
             if self.sharded:  # the others wait in the middle of this pass for its part of a layer
                 raise
-            return None
+            return None, [len(row["input_ids"]) for row in part]
+
+
+# How a step's passes went in a process, from good to bad: all fit; memory ran out although layers could keep less; it
+# ran out with nothing kept; with nothing kept and one row alone.
+_FITS, _LAYERS, _ROWS, _ONE_ROW = range(4)
+
+
+def _state(full: Sequence[int], kept: int) -> int:
+    if not full:
+        return _FITS
+    return _LAYERS if kept else _ROWS if len(full) > 1 else _ONE_ROW
 
 
 @contextmanager
 def _keeping(model, layers: int) -> Iterator[None]:
     """So many of a model's last layers keep what the backward pass needs, instead of computing it again."""
-    kept = list(causal_part(model).get_decoder().layers)[-layers:] if layers else []
+    kept = list(getattr(causal_part(model).get_decoder(), "layers", ()))[-layers:] if layers else []
     before = [layer.gradient_checkpointing for layer in kept]
     for layer in kept:
         layer.gradient_checkpointing = False

@@ -42,7 +42,7 @@ class TrainingResult:
         history: the trainer's log lines, each with `step` and `loss` or `eval_loss`.
         seconds: wall-clock time of the training loop.
         stopped_by: "" when all steps were done, else "time limit".
-        halved: where memory ran out, as `StepTrainer.halved`.
+        ran_out: where memory ran out, as `StepTrainer.ran_out`.
         packed: whether rows shared a pass without padding.
         tokens: token counts of the conversations of each split.
         step_ends: when each step ended, by the monotonic clock.
@@ -54,7 +54,7 @@ class TrainingResult:
     best_eval_loss: float | None
     best_step: int
     stopped_by: str = ""
-    halved: list[dict] = field(default_factory=list)
+    ran_out: list[dict] = field(default_factory=list)
     packed: bool = True
     tokens: dict[str, list[int]] = field(default_factory=dict)
     step_ends: list[float] = field(default_factory=list)
@@ -152,7 +152,7 @@ class LLAMAFineTuner:
             best_eval_loss=state.best_metric,
             best_step=int(best_step),
             stopped_by=stops.reason,
-            halved=trainer.halved,
+            ran_out=trainer.ran_out,
             packed=not trainer.packer.padded,
             tokens={name: list(dataset["length"]) for name, dataset in datasets.items()},
             step_ends=stops.step_ends,

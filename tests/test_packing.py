@@ -146,9 +146,15 @@ def test_spreading_and_gathering_come_back(lengths):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="GPU")
-@pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize(
-    ("dtype", "kernel"), [(torch.bfloat16, "flash"), (torch.float16, "efficient"), (torch.float32, "efficient")]
+    ("dtype", "kernel", "window"),
+    [
+        (torch.bfloat16, "flash", None),
+        (torch.bfloat16, "flash", 16),
+        (torch.float16, "efficient", None),
+        (torch.float32, "efficient", None),
+        (torch.float16, "table", 16),
+    ],
 )
 def test_the_kernels_give_what_the_table_of_rows_gives(dtype, kernel, window, monkeypatch):
     """Against float32, forwards and backwards, heads in groups of four; without FlashAttention, as on a T4, too."""
@@ -162,7 +168,7 @@ def test_the_kernels_give_what_the_table_of_rows_gives(dtype, kernel, window, mo
         own = [part.detach().clone().to(dtype_).requires_grad_() for part in parts]
         if kernel_ == "table":
             monkeypatch.setattr(torch.backends.cuda, "mem_efficient_sdp_enabled", lambda: False)
-        assert attention_kernel(own[0].device, dtype_) == kernel_
+        assert attention_kernel(own[0].device, dtype_, 64, bool(window)) == kernel_
         output = _attention(*own, layout, window=window)
         output.float().square().sum().backward()
         found.append([output.float(), *(part.grad.float() for part in own)])

@@ -110,7 +110,6 @@ def plan(**changes):
         "peaks": (9 * GIB,),
         "host": 6 * GIB,
         "mapped": 5 * GIB,
-        "reply_rows": 120,
         "disk": {"run": GIB, "merge": 15 * GIB},
         "seconds": {"training": 7 * 3600.0, "evaluation": 2 * 3600.0},
         "speed": "estimated",

@@ -94,6 +94,15 @@ def test_passes_are_of_the_size_that_is_the_quickest_here(gpu, passes, again):
     assert fit.peaks[0] <= 0.9 * 14.74 * GIB
 
 
+def test_unequal_gpus_are_planned_by_the_smaller_one():
+    config = resolve("llama31-8b-qlora", {})[0]
+    gpus = (Gpu("NVIDIA A100", 79.0, (8, 0)), Gpu("Tesla T4", 14.74, (7, 5)))
+    free = [int(gpu.gib * GIB) for gpu in gpus]
+    fit = fit_passes(config, LLAMA_8B, Method(), Placement("ddp", 2, gpus, "as set"), [303] * 64, 4, free)
+    assert fit.room.size < free[1]
+    assert max(fit.peaks) < free[1]
+
+
 def test_two_processes_share_the_rows(smoke, splits):
     gpus = (Gpu("Tesla T4", 14.74, (7, 5)),) * 2
     plan = make_plan(smoke, Placement("ddp", 2, gpus, "as set"), splits, [14 * GIB] * 2)

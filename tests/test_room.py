@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnft.memory_plan import GIB, Method, ModelFacts, memory_of, usable
-from bnft.room import FILLED, Room, shape_of
+from bnft.room import FILLED, Room, reply_rows, shape_of
 
 LLAMA_8B = ModelFacts(32, 4096, 14336, 32, 8, 128, 128256, tied=False)
 LIKE_A_T4 = Method(checkpointing="unsloth", fused=True, attention="efficient")
@@ -47,7 +47,7 @@ def test_as_many_as_fit_and_no_more(gib, method, lengths, packed):
     kept = room.kept_layers(shape)
     assert not kept or room.peak(shape) <= room.size
     assert kept == room.layers or room.keeping(kept + 1).peak(*shape) > FILLED * room.size
-    assert room.smaller().kept_layers(shape) <= kept
+    assert not kept or room.smaller(shape).kept_layers(shape) <= kept * 3 // 4
     assert 0 <= room.computed_again([shape, shape]) <= 1
 
 
@@ -55,6 +55,14 @@ def test_as_many_as_fit_and_no_more(gib, method, lengths, packed):
 def test_a_longer_pass_keeps_no_more(gib, lengths, more):
     room = room_of(gib)
     assert room.kept_layers(shape_of([*lengths, more], True)) <= room.kept_layers(shape_of(lengths, True))
+
+
+@pytest.mark.parametrize(
+    ("gib", "positions", "rows"),
+    [(14.74, 320, 176), (14.74, 448, 120), (5.0, 448, 1)],  # seen of a model in 4 bit on an H200 that acts like a T4
+)
+def test_replies_are_written_as_many_at_a_time_as_was_seen(gib, positions, rows):
+    assert reply_rows(LLAMA_8B, LIKE_A_T4, round(gib * GIB), positions) == pytest.approx(rows, rel=0.1)
 
 
 @pytest.mark.parametrize(("packed", "shape"), [(True, (12, 7, 3)), (False, (21, 7, 3))])

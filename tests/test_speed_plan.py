@@ -54,7 +54,7 @@ def test_estimated_hours(gpu, again, work, hours):
     [(256, 6.5), (176, 11.5)],  # measured on an H200: 512 prompts of 125 tokens, 128 new ones; the second like a T4
 )
 def test_estimated_replies_of_a_gpu(rows, seconds):
-    work = replace(SESSION, replies=512, prompts=512 * 125, reply_batch=rows, reply_tokens=128)
+    work = replace(SESSION, replies=512, prompts=512 * 125, reply_batch=rows, reply_tokens=128, recorded=True)
     speeds = estimate_speeds(LLAMA_8B, QLORA, work, ("NVIDIA H200", (9, 0)), 1, lambda: pytest.fail("no CPU's"))
     assert seconds_of(work, speeds)["evaluation"] / 2 == pytest.approx(seconds, rel=0.3)
 
