@@ -184,8 +184,12 @@ def test_a_budget_fits_and_one_token_more_does_not(gib, longest, rows):
 
 @pytest.mark.parametrize(
     ("more", "window"),
-    [({}, 0), ({"sliding_window": 512}, 512), ({"sliding_window": None}, 0)]
-    + [({"sliding_window": 4096, "use_sliding_window": False}, 0)],  # as Qwen2's config.json has it
+    [
+        ({}, 0),
+        ({"sliding_window": 512}, 512),
+        ({"sliding_window": None}, 0),
+        ({"sliding_window": 4096, "use_sliding_window": False}, 0),  # as Qwen2's config.json has it
+    ],
 )
 def test_how_far_some_layers_look_back(more, window):
     shape = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
