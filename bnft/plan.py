@@ -148,7 +148,7 @@ class RunPlan:
                 "activations and logits": peak - memory.fixed,
             }
             told = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-            told += f"; {self.again:.0%} of the layers computed again" if self.again else "; nothing computed again"
+            told += f"; {self.again:.1%} of the layers computed again" if self.again else "; nothing computed again"
             lines.append((f"GPU {number}", f"{peak / GIB:.1f} GiB at most: {told}"))
         disk = f"{_size(self.disk['run'])} for the run, {_size(self.disk['merge'])} more for publish.py to merge it"
         hours = ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())
