@@ -62,8 +62,7 @@ def _measure(config: RunConfig, splits: dict[str, Sequence], plan: RunPlan | Non
     settings = config.model_dump()
     short = RunConfig.model_validate(settings | {"train": settings["train"] | changes})
     tuner = LLAMAFineTuner(config=short, world=World())
-    if plan:
-        tuner.pass_tokens, tuner.room = plan.pass_tokens or math.inf, plan.room
+    tuner.follow(plan)
     with tempfile.TemporaryDirectory() as folder:
         result = tuner.train(splits["train"], splits["validation"], folder)
     tokens = step_tokens(config, result.tokens["train"], STEPS)

@@ -5,7 +5,6 @@ Composes the rooms; holds no rule of its own about data, training or metrics.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
@@ -175,8 +174,7 @@ class Pipeline:
         if config != self.config:
             print("gradient checkpointing: none, there is room to keep everything for the backward pass")
         tuner = self._timed("model", lambda: self._placed(config))
-        if plan:
-            tuner.pass_tokens, tuner.room = plan.pass_tokens or math.inf, plan.room
+        tuner.follow(plan)
         dtype, reason = resolve_dtype(self.config.model.dtype)
         print(f"dtype: {dtype} ({reason})\nstrategy: {tuner.strategy.name} ({tuner.strategy_reason})")
         self.record |= {

@@ -1,7 +1,7 @@
 """TRL's SFTTrainer with optimizer steps of this project's own making.
 
 One batch of the loader is one optimizer step's conversations, on every process the same ones in the same order. Each
-process takes its share, in as few passes as its memory allows, and the gradients are summed over the processes once.
+process takes its share, in as few passes as it may, and the gradients are summed over the processes once.
 So rows, order and result do not depend on the number of GPUs or on their memory; where it runs out, less is kept for
 the backward pass, then passes are halved. Knows nothing about settings files, stops or saving.
 """

@@ -19,6 +19,7 @@ from bnft.checkpoints import check_belongs, checkpoint_keeper, facts_of, only_nu
 from bnft.errors import Interrupted
 from bnft.manifest import seal
 from bnft.models import ADAPTER_NOTES, OWN_MODELS, adapter_base, find_model
+from bnft.plan import RunPlan
 from bnft.room import Room
 from bnft.settings import RunConfig
 from bnft.stops import Stops
@@ -99,6 +100,11 @@ class LLAMAFineTuner:
         self.source = find_model(config.model.name, config.model.revision)
         trainable = self.strategy.prepare(self.source, config)
         self.model, self.tokenizer = trainable.model, trainable.tokenizer
+
+    def follow(self, plan: RunPlan | None) -> None:
+        """Makes its passes as the plan has them, where there is one."""
+        if plan:
+            self.pass_tokens, self.room = plan.pass_tokens or math.inf, plan.room
 
     def train(
         self,
