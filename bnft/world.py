@@ -101,6 +101,7 @@ def joined(world: World) -> Iterator[None]:
     except Interrupted:
         barrier(world)  # a launcher ends all as soon as one has left, and the leader may still be saving
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by now each leaves by itself
+        distributed.destroy_process_group()  # left to the exit, gloo's threads are now and then torn down running
         if not world.leads:
             _be_silent()
         raise
