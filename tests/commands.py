@@ -8,7 +8,6 @@ import importlib
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 import tempfile
 import weakref
@@ -64,7 +63,6 @@ def _become(words: list[str], cwd: str, environment: dict[str, str], output: str
 
     importlib.reload(constants)  # read from the environment at import
     hf_api.api.endpoint = constants.ENDPOINT
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
     for descriptor in (1, 2):
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), descriptor)
     sys.path[:] = [path for path in sys.path if path not in ("", str(REPOSITORY), str(REPOSITORY / "tests"))]

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read at import by huggingface_hub: no test asks the network
 
@@ -28,6 +29,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("short")
+
+# Tests interrupt themselves and the commands they start: a job in a shell's background would ignore it, and so they.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SINGLES = (
     ("কাল পরীক্ষা, খুব ভয় লাগছে।", "পরীক্ষার আগে ভয় লাগাটা স্বাভাবিক। কোন বিষয়টা নিয়ে বেশি ভাবছেন?"),
