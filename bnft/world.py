@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(minutes=60)
 LOST = 3  # exit status of a process whose world has broken
 BUCKET = 2**25  # numbers in one all-reduce: the flat copy of an adapter's gradients stays small
+# What was said last, before an exit above all. Were gloo's thread the last to hold it, it would free a Python tensor,
+# and where the interpreter is going by then, abort the process (seen with Python 3.11 on a busy machine).
+_said: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,6 @@ def joined(world: World) -> Iterator[None]:
     except Interrupted:
         barrier(world)  # a launcher ends all as soon as one has left, and the leader may still be saving
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by now each leaves by itself
-        distributed.destroy_process_group()  # left to the exit, gloo's threads are now and then torn down running
         if not world.leads:
             _be_silent()
         raise
@@ -184,7 +186,8 @@ def largest_over(number: int, world: World) -> int:
 
     box = torch.tensor(number)
     with _asking(world):
-        distributed.all_reduce(box, distributed.ReduceOp.MAX)
+        _said[:] = [distributed.all_reduce(box, distributed.ReduceOp.MAX, async_op=True)]
+        _said[0].wait()
     return int(box.item())
 
 
