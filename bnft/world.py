@@ -153,8 +153,7 @@ def sum_over(tensors: list[Tensor], world: World) -> None:
     for group in alike.values():
         for bucket in _buckets(group):
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in bucket])
-            with _asking(world):
-                distributed.all_reduce(flat)
+            _reduce(flat, distributed.ReduceOp.SUM, world)
             parts = flat.split([tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.detach().copy_(part.view_as(tensor))
@@ -185,10 +184,20 @@ def largest_over(number: int, world: World) -> int:
     from torch import distributed
 
     box = torch.tensor(number)
-    with _asking(world):
-        _said[:] = [distributed.all_reduce(box, distributed.ReduceOp.MAX, async_op=True)]
-        _said[0].wait()
+    _reduce(box, distributed.ReduceOp.MAX, world)
     return int(box.item())
+
+
+def _reduce(tensor: Tensor, operation, world: World) -> None:
+    """Replaces the tensor by what the operation makes of all processes' ones."""
+    from torch import distributed
+
+    by_gloo = tensor.device.type == "cpu"
+    with _asking(world):
+        work = distributed.all_reduce(tensor, operation, async_op=by_gloo)
+        if by_gloo:
+            _said[:] = [work]
+            work.wait()
 
 
 def broadcast_object(value: Any, world: World) -> Any:
